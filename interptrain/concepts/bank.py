@@ -148,19 +148,21 @@ class ConceptBank:
         if name not in self.concepts:
             raise ValueError(f"unknown concept '{name}'; this bank has {', '.join(self.names)}")
         return tuple(
-            row for row, (concept, at) in enumerate(zip(self.concepts, self.hooks, strict=True))
+            row
+            for row, (concept, at) in enumerate(zip(self.concepts, self.hooks, strict=True))
             if concept == name and hook in (None, at)
         )
 
     def select(self, *names: str) -> Self:
         """The bank of these concepts alone, in this order; read-outs stay."""
-        return self._take([row for name in names for row in self.rows(name)])
+        return self.take([row for name in names for row in self.rows(name)])
 
     def at_hook(self, hook: str) -> Self:
         """The bank of the rows at one hook point."""
-        return self._take([row for row, at in enumerate(self.hooks) if at == hook])
+        return self.take([row for row, at in enumerate(self.hooks) if at == hook])
 
-    def _take(self, rows: Sequence[int]) -> Self:
+    def take(self, rows: Sequence[int]) -> Self:
+        """The bank of these rows, in this order; read-outs stay."""
         return replace(
             self,
             directions=self.directions[list(rows)],

@@ -1,0 +1,1 @@
+"""Thin adapters from the training loops people have to the `Steerer`; import the one you need."""

@@ -1,0 +1,158 @@
+"""Demand: what the data ask of a concept, read from the activation gradients at its hook."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from interptrain.concepts.bank import ConceptBank
+from interptrain.meters.spans import NULL_GROUPS, Spans, mean_directions
+from interptrain.meters.tokens import Positions, ordinary_tokens
+from interptrain.report import Reading
+
+if TYPE_CHECKING:
+    from interptrain.sites import HookPoint
+
+
+class DemandMeter:
+    r"""Collects `g_t = dL/dh_t` at every hook point of a bank, over loss tokens, between two reads.
+
+        share_c  = sum_t ||Q_c g_t||^2 / sum_t ||g_t||^2      (Q_c: orthonormal basis of the concept's span)
+        signed_c = -sum_t m_c . g_t                           (m_c: the concept's mean direction, unit)
+
+    The share says how much of what the data ask lies in the concept, whichever way; its null is the share of
+    as many other alive latents. The signed figure is positive where the data ask for more of the concept, in
+    units of loss per unit of activation; its null flips the signs of the concept's own directions at random
+    (for a concept of one direction that null is +-itself and says nothing).
+
+    `g_t` carries the losses of later tokens too, through the attention above the hook.
+
+    Args:
+        bank: the concepts.
+        points: the bank's hook points, parsed.
+        groups: null groups.
+        seed: of the null groups.
+    """
+
+    def __init__(
+        self, bank: ConceptBank, points: dict[str, HookPoint], *, groups: int = NULL_GROUPS, seed: int = 0
+    ) -> None:
+        self.positions = Positions()
+        self.active = True
+        self.seen = False  # whether a gradient has ever come by
+        self._handles: list[RemovableHandle] = []
+        self._hooks = {hook: _Hook.of(bank, hook, point, groups=groups, seed=seed) for hook, point in points.items()}
+        self._shape = (len(bank.names), groups)
+        self._tally: _Tally | None = None
+
+    def attach(self, model: nn.Module) -> None:
+        """Register one forward hook a hook point; nothing of the forward or backward pass is changed."""
+        for hook in self._hooks.values():
+            module, side = hook.point.locate(model)
+            if side == "output":
+                self._handles.append(
+                    module.register_forward_hook(lambda _m, _i, out, hook=hook: self._capture(hook, _first(out)))
+                )
+            else:
+                self._handles.append(
+                    module.register_forward_pre_hook(
+                        lambda _m, args, kwargs, hook=hook: self._capture(hook, _hidden(args, kwargs)),
+                        with_kwargs=True,
+                    )
+                )
+
+    def detach(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._tally = None
+
+    def _capture(self, hook: _Hook, activations: Tensor) -> None:
+        if not (self.active and torch.is_grad_enabled() and activations.requires_grad):
+            return
+        counted = self.positions.of(activations) & ordinary_tokens(activations)
+        activations.register_hook(lambda gradient: self._add(hook, gradient, counted))
+
+    def _add(self, hook: _Hook, gradient: Tensor, counted: Tensor) -> None:
+        self.seen = True
+        columns = (gradient.detach().float() * counted[..., None]).flatten(0, 1).T
+        if self._tally is None:
+            self._tally = _Tally.zeros(*self._shape, columns.device)
+        self._tally.add(hook.to(columns.device), columns)
+
+    def read(self, loss_scale: Float[Tensor, ""] | float = 1.0) -> Reading | None:
+        """The reading since the last one, with loss scaling undone; None if no gradient came by."""
+        tally, self._tally = self._tally, None
+        return None if tally is None else tally.reading(loss_scale)
+
+
+@dataclass
+class _Hook:
+    """One hook point's directions on the device they were last needed on."""
+
+    point: HookPoint
+    spans: Spans
+    means: Float[Tensor, "1 concept d_model"]
+    flipped: Float[Tensor, "group concept d_model"]
+
+    @classmethod
+    def of(cls, bank: ConceptBank, hook: str, point: HookPoint, *, groups: int, seed: int) -> _Hook:
+        rows = [row for row, at in enumerate(bank.hooks) if at == hook]
+        random = torch.Generator().manual_seed(seed)
+        signs = torch.randint(0, 2, (groups, len(rows)), generator=random).float() * 2 - 1
+        return cls(
+            point,
+            Spans.of(bank, rows, groups=groups, seed=seed),
+            mean_directions(bank, rows),
+            mean_directions(bank, rows, signs),
+        )
+
+    def to(self, device: torch.device) -> _Hook:
+        if self.means.device != device:
+            self.spans, self.means, self.flipped = (part.to(device) for part in (self.spans, self.means, self.flipped))
+        return self
+
+
+@dataclass
+class _Tally:
+    energy: Float[Tensor, "concept"]
+    null: Float[Tensor, "concept group"]
+    total: Float[Tensor, "concept"]
+    signed: Float[Tensor, "concept"]
+    signed_null: Float[Tensor, "concept group"]
+
+    @classmethod
+    def zeros(cls, concepts: int, groups: int, device: torch.device) -> _Tally:
+        one, two = torch.zeros(concepts, device=device), torch.zeros(concepts, groups, device=device)
+        return cls(one.clone(), two.clone(), one.clone(), one.clone(), two.clone())
+
+    def add(self, hook: _Hook, columns: Float[Tensor, "d_model token"]) -> None:
+        total = columns.square().sum()
+        summed = columns.sum(-1)
+        self.energy += hook.spans.energy(columns)
+        self.null += hook.spans.null_energy(columns)
+        self.total += torch.where(hook.spans.ranks > 0, total, 0.0)
+        self.signed -= (hook.means @ summed)[0]
+        self.signed_null -= (hook.flipped @ summed).T
+
+    def reading(self, loss_scale: Float[Tensor, ""] | float) -> Reading:
+        return Reading(
+            share=self.energy / self.total,
+            null=self.null / self.total[:, None],
+            signed=self.signed / loss_scale,
+            signed_null=self.signed_null / loss_scale,
+        )
+
+
+def _first(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def _hidden(args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Tensor:
+    return args[0] if args else kwargs["hidden_states"]

@@ -1,0 +1,134 @@
+"""The spans of concepts, and of the null groups that every share is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from interptrain.concepts.bank import ConceptBank
+from interptrain.projection import energies
+
+if TYPE_CHECKING:
+    from interptrain.sites import Site
+
+NULL_GROUPS = 64
+RANK_TOLERANCE = 1e-3  # a singular value below this share of the largest adds no direction of its own
+
+
+@dataclass(frozen=True, eq=False)
+class Spans:
+    """Orthonormal bases of each concept's span and of null groups of as many directions.
+
+    Concepts differ in rank, so bases are padded with zero rows; the first `k` rows of a null basis span the
+    group's first `k` directions, so one set of groups serves concepts of every rank.
+
+    Args:
+        bases: one basis a concept.
+        filled: which rows of `bases` are not padding.
+        null: one basis a null group.
+        from_dictionary: whether null groups are other alive latents of the concept's own dictionary (else
+            random directions).
+    """
+
+    bases: Float[Tensor, "concept direction d_model"]
+    filled: Bool[Tensor, "concept direction"]
+    null: Float[Tensor, "group direction d_model"]
+    from_dictionary: bool
+
+    @classmethod
+    def of(cls, bank: ConceptBank, rows: Sequence[int], *, groups: int = NULL_GROUPS, seed: int = 0) -> Self:
+        """Spans of a bank's concepts as far as these rows go; a concept with none of them has rank 0."""
+        chosen = set(rows)
+        bases = [_basis(bank.directions[[r for r in bank.rows(name) if r in chosen]]) for name in bank.names]
+        longest = max(len(basis) for basis in bases)
+        padded = torch.zeros(len(bases), longest, bank.d_model)
+        filled = torch.zeros(len(bases), longest, dtype=torch.bool)
+        for number, basis in enumerate(bases):
+            padded[number, : len(basis)] = basis
+            filled[number, : len(basis)] = True
+        dictionary = _other_latents(bank, rows)
+        random = torch.Generator().manual_seed(seed)
+        if len(dictionary) >= 2 * longest:
+            picks = torch.stack([torch.randperm(len(dictionary), generator=random)[:longest] for _ in range(groups)])
+            null = dictionary[picks]
+        else:
+            null = torch.randn(groups, longest, bank.d_model, generator=random)
+        return cls(padded, filled, _orthonormal(null), len(dictionary) >= 2 * longest)
+
+    @property
+    def ranks(self) -> Int[Tensor, "concept"]:
+        """Dimension of each concept's span."""
+        return self.filled.sum(-1)
+
+    def to(self, device: torch.device) -> Self:
+        """The same spans on a device."""
+        return replace(self, bases=self.bases.to(device), filled=self.filled.to(device), null=self.null.to(device))
+
+    def seen_from(self, site: Site, *, null: bool) -> Self:
+        """The spans in a reader's own coordinates, behind its norm; null groups only if asked for."""
+        if site.norm is None:
+            return self
+        rows = torch.zeros_like(self.bases)
+        rows[self.filled] = site.directions(self.bases[self.filled])
+        bases = torch.where(self.filled[..., None], _orthonormal(rows), 0.0)
+        if not null:
+            return replace(self, bases=bases)
+        turned = site.directions(self.null.flatten(0, 1)).view_as(self.null)
+        return replace(self, bases=bases, null=_orthonormal(turned))
+
+    def energy(self, columns: Float[Tensor, "d_model other"]) -> Float[Tensor, "concept"]:
+        """`||Q_c G||^2` of every concept."""
+        return energies(columns, self.bases).sum(-1)
+
+    def null_energy(self, columns: Float[Tensor, "d_model other"]) -> Float[Tensor, "concept group"]:
+        """The same of every null group, at each concept's own rank."""
+        growing = energies(columns, self.null).cumsum(-1)
+        at_rank = growing[:, (self.ranks - 1).clamp_min(0)].T
+        return torch.where(self.ranks[:, None] > 0, at_rank, 0.0)
+
+
+def mean_directions(
+    bank: ConceptBank, rows: Sequence[int], signs: Float[Tensor, "group row"] | None = None
+) -> Float[Tensor, "group concept d_model"]:
+    """Unit mean of each concept's directions among these rows, for each choice of signs; zero for none.
+
+    Args:
+        bank: the concepts.
+        rows: which rows of it count.
+        signs: +1 or -1 a row; without them there is one group, all +1.
+    """
+    chosen = torch.ones(1, len(rows)) if signs is None else signs
+    member = torch.tensor([[bank.concepts[row] == name for row in rows] for name in bank.names]).float()
+    summed = torch.einsum("gr,cr,rd->gcd", chosen, member, bank.directions[list(rows)])
+    return summed / summed.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+
+
+def _basis(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "direction d_model"]:
+    if len(rows) == 0:
+        return rows
+    _, values, right = torch.linalg.svd(rows.double(), full_matrices=False)
+    return right[values > RANK_TOLERANCE * values[0]].float()
+
+
+def _orthonormal(
+    rows: Float[Tensor, "group direction d_model"],
+) -> Float[Tensor, "group direction d_model"]:
+    return torch.linalg.qr(rows.mT)[0].mT.contiguous()
+
+
+def _other_latents(bank: ConceptBank, rows: Sequence[int]) -> Float[Tensor, "latent d_model"]:
+    """Alive dictionary rows at the hooks of these rows that no concept of the bank uses."""
+    hooks = dict.fromkeys(bank.hooks[row] for row in rows)
+    kept = [torch.zeros(0, bank.d_model)]
+    for hook in hooks:
+        if hook in bank.readouts:
+            readout = bank.readouts[hook]
+            alive = readout.directions[readout.alive]
+            used = bank.at_hook(hook).directions
+            kept.append(alive[(alive @ used.T).amax(-1) < 0.9999])
+    return torch.cat(kept)

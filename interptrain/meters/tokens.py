@@ -1,0 +1,51 @@
+"""Which token positions count: those whose next label is in the loss."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+IGNORED_LABEL = -100
+OUTLIER_NORM = 10.0  # times the median norm: attention sinks such as BOS
+
+
+def loss_positions(labels: Int[Tensor, "batch token"]) -> Bool[Tensor, "batch token"]:
+    """Positions `t` that predict a label in the loss: `labels[t + 1] != -100`.
+
+    Example:
+        >>> import torch
+        >>> loss_positions(torch.tensor([[-100, -100, 7, 8]]))
+        tensor([[False,  True,  True, False]])
+    """
+    counted = torch.zeros_like(labels, dtype=torch.bool)
+    counted[:, :-1] = labels[:, 1:] != IGNORED_LABEL
+    return counted
+
+
+def ordinary_tokens(activations: Float[Tensor, "batch token d_model"]) -> Bool[Tensor, "batch token"]:
+    """Tokens whose activation norm is within ten times the median; the others are attention sinks."""
+    norms = activations.detach().float().norm(dim=-1)
+    return norms <= OUTLIER_NORM * norms.median()
+
+
+class Positions:
+    """The loss positions of the batch in hand, as the training loop last told them; None counts every token."""
+
+    def __init__(self) -> None:
+        self.current: Tensor | None = None
+
+    def of(self, activations: Float[Tensor, "batch token width"]) -> Bool[Tensor, "batch token"]:
+        """The mask for these activations.
+
+        Raises:
+            ValueError: the labels have another shape than the tokens the model saw.
+        """
+        if self.current is None:
+            return torch.ones(activations.shape[:2], dtype=torch.bool, device=activations.device)
+        if self.current.shape != activations.shape[:2]:
+            raise ValueError(
+                f"labels have shape {list(self.current.shape)} but the model saw tokens {list(activations.shape[:2])}; "
+                "pass labels=... a function from your batch to the labels [batch, token] of that forward pass"
+            )
+        return self.current.to(activations.device)

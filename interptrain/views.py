@@ -1,0 +1,105 @@
+"""A bank's directions in each site's own coordinates, recomputed when the norm in front has trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interptrain.concepts.bank import ConceptBank
+from interptrain.meters import NULL_GROUPS, Spans, mean_directions
+from interptrain.projection import Frame
+from interptrain.sites import Site
+
+
+@dataclass(frozen=True, eq=False)
+class SteeredFrame:
+    """The directions a rule names, at one site.
+
+    Args:
+        frame: factorised in the site's coordinates.
+        concept: for each direction, the number of its concept among those named.
+    """
+
+    frame: Frame
+    concept: Int[Tensor, "direction"]
+
+    def mixing(self, gains: Float[Tensor, "concept"]) -> Float[Tensor, "direction direction"]:
+        """The operator's matrix for one gain a named concept."""
+        return self.frame.mixing(gains[self.concept])
+
+
+class Views:
+    """Caches what depends only on a site's rows of the bank and on the norm in front of it.
+
+    All writers that reach the same rows share one view. A reader's view is thrown away when its norm's weight
+    has changed in place (its version counter, which needs no synchronisation).
+    """
+
+    def __init__(self, bank: ConceptBank, *, ridge: float = 0.0, seed: int = 0) -> None:
+        self._bank, self._ridge, self._seed = bank, ridge, seed
+        self._base: dict[tuple[tuple[int, ...], torch.device], Spans] = {}
+        self._spans: dict[tuple[object, ...], tuple[int, Spans]] = {}
+        self._means: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
+        self._frames: dict[tuple[object, ...], tuple[int, SteeredFrame | None]] = {}
+
+    def spans(self, site: Site, device: torch.device, *, null: bool) -> Spans:
+        """Concept spans at a site, and null groups too if asked for, which are too large to keep for every norm."""
+        rows = site.rows(self._bank)
+        if (rows, device) not in self._base:
+            self._base[rows, device] = Spans.of(self._bank, rows, groups=NULL_GROUPS, seed=self._seed).to(device)
+        base = self._base[rows, device]
+        if site.norm is None:
+            return base
+        if null:
+            return base.seen_from(site, null=True)
+        key = (rows, device, id(site.norm.weight))
+        version = site.norm.weight._version
+        if key not in self._spans or self._spans[key][0] != version:
+            self._spans[key] = (version, base.seen_from(site, null=False))
+        return self._spans[key][1]
+
+    def frame(self, site: Site, names: Sequence[str], device: torch.device) -> SteeredFrame | None:
+        """The named concepts' directions at a site; None where it touches none of them.
+
+        Raises:
+            ValueError: they are nearly parallel and no ridge was asked for.
+        """
+        rows = site.rows(self._bank)
+        weight = None if site.norm is None else site.norm.weight
+        key = (rows, tuple(names), device, id(weight))
+        version = -1 if weight is None else weight._version
+        if key not in self._frames or self._frames[key][0] != version:
+            self._frames[key] = (version, self._factorise(site, rows, names, device))
+        return self._frames[key][1]
+
+    def means(self, site: Site, device: torch.device) -> Float[Tensor, "concept d_model"]:
+        """Each concept's mean direction over the rows a writer touches, unit; zero where it touches none."""
+        rows = site.rows(self._bank)
+        if (rows, device) not in self._means:
+            self._means[rows, device] = mean_directions(self._bank, rows)[0].to(device)
+        return self._means[rows, device]
+
+    def held_bytes(self, sites: Iterable[Site]) -> int:
+        """Bytes of directions and null groups that measuring these sites keeps on their devices."""
+        held = {}
+        for site in sites:
+            spans = self.spans(site, site.parameter.device, null=False)
+            held |= {id(part): part.nbytes for part in (spans.bases, spans.null)}
+        return sum(held.values())
+
+    def _factorise(
+        self, site: Site, rows: Sequence[int], names: Sequence[str], device: torch.device
+    ) -> SteeredFrame | None:
+        named = [(row, names.index(self._bank.concepts[row])) for row in rows if self._bank.concepts[row] in names]
+        if not named:
+            return None
+        directions = self._bank.directions[[row for row, _ in named]].to(device)
+        try:
+            frame = Frame.of(site.directions(directions), ridge=self._ridge)
+        except ValueError as error:
+            raise ValueError(f"concepts {', '.join(names)} at '{site.name}': {error}") from None
+        return SteeredFrame(frame, torch.tensor([number for _, number in named], device=device))

@@ -1,0 +1,32 @@
+"""What every test has: checked shapes, one torch thread, fixed seeds, no network."""
+
+import os
+import random
+
+os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", WANDB_SILENT="true", TOKENIZERS_PARALLELISM="false")
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+from tests.helpers.shapes import checked
+
+# Installed here and not by `--jaxtyping-packages`, which pytest-xdist does not hand on to its workers. Every
+# module of the package that is imported from now on, doctests included, has its annotations checked.
+install_import_hook("interptrain", f"{checked.__module__}.{checked.__name__}")
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU where there is none."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")

@@ -1,0 +1,70 @@
+"""Does this bank belong to this model?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from interptrain.concepts.bank import ConceptBank
+from interptrain.sites.site import Site
+from interptrain.sites.stack import Stack
+
+ALIASES = {"gpt2-small": "gpt2"}
+VANISHING = 1e-6  # length, behind a norm, of a direction that started at 1
+
+
+def check_model(bank: ConceptBank, stack: Stack) -> None:
+    """Compare the model a bank names with the one at hand, where both are known and not a local folder.
+
+    Raises:
+        ValueError: they differ.
+    """
+    found = _name_or_path(stack)
+    if bank.model is None or found is None or _is_local(bank.model) or _is_local(found):
+        return
+    if _normalise(bank.model) != _normalise(found):
+        raise ValueError(
+            f"the bank's directions belong to model '{bank.model}' but this one is '{found}'; if both share "
+            "their residual stream, say so with dataclasses.replace(bank, model=None)"
+        )
+
+
+def check_site(site: Site, bank: ConceptBank) -> None:
+    """Compare widths, and see that no direction of the bank vanishes in front of a reader.
+
+    Raises:
+        ValueError: widths differ, or a reader cannot see a direction at all.
+    """
+    width = site.parameter.shape[site.axis]
+    if width != bank.d_model:
+        raise ValueError(
+            f"bank directions have width {bank.d_model} but '{site.name}' has {width} on axis {site.axis}; "
+            "was the SAE trained on another model?"
+        )
+    if site.norm is None:
+        return
+    rows = site.rows(bank)
+    lengths = site.norm.in_front(bank.directions[list(rows)].to(site.parameter.device)).norm(dim=-1)
+    for row, length in zip(rows, lengths.tolist(), strict=True):
+        if length < VANISHING:
+            raise ValueError(
+                f"a direction of concept '{bank.concepts[row]}' (row {row}) vanishes in the norm in front of "
+                f"'{site.name}', which cannot be steered on it; leave it out: skip=['{site.name}']"
+            )
+
+
+def _name_or_path(stack: Stack) -> str | None:
+    """The name in the configuration nearest to the blocks."""
+    for holder in stack.around.values():
+        name = getattr(vars(holder).get("config"), "name_or_path", None)
+        if isinstance(name, str) and name:
+            return name
+    return None
+
+
+def _is_local(name: str) -> bool:
+    return name.startswith((".", "~", "/")) or Path(name).exists()
+
+
+def _normalise(name: str) -> str:
+    base = name.rstrip("/").rpartition("/")[2].lower()
+    return ALIASES.get(base, base)

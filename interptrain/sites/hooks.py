@@ -1,0 +1,98 @@
+"""Hook points: names of places in the residual stream, as TransformerLens and Hugging Face write them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from torch import nn
+
+from interptrain.sites.stack import Stack, find_stack
+
+Place = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
+
+# What a half adds stands with the stream it is added to: both have the same gradient.
+_OFFSET: dict[Place, float] = {
+    "resid_pre": 0.0, "attn_out": 0.5, "resid_mid": 0.5, "mlp_out": 1.0, "resid_post": 1.0,
+}  # fmt: skip
+_LENS = re.compile(r"blocks\.(\d+)\.hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out)")
+_BLOCK = re.compile(r"(?:.+\.)?(?:layers|h)\.(\d+)(?:\.(input|output|self_attn|attn|mlp))?")
+_PLACE_OF: dict[str | None, Place] = {
+    None: "resid_post", "output": "resid_post", "input": "resid_pre",
+    "self_attn": "attn_out", "attn": "attn_out", "mlp": "mlp_out",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class HookPoint:
+    """A place in the residual stream of one layer.
+
+    Args:
+        name: as it was written.
+        layer: counted from 0.
+        place: which of the layer's places.
+
+    Example:
+        >>> HookPoint.parse("blocks.2.hook_resid_post").position
+        3.0
+        >>> HookPoint.parse("model.layers.2").place
+        'resid_post'
+        >>> HookPoint.parse("blocks.2.attn.hook_z")
+        Traceback (most recent call last):
+        ValueError: 'blocks.2.attn.hook_z' is not a place in the residual stream...
+    """
+
+    name: str
+    layer: int
+    place: Place
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        """Read `blocks.L.hook_resid_post` and its kin, or a Hugging Face module name (its output is meant).
+
+        Raises:
+            ValueError: the name is of no place in the residual stream.
+        """
+        if match := _LENS.fullmatch(name):
+            place: Place = match[2]  # type: ignore[assignment]
+            return cls(name, int(match[1]), place)
+        if match := _BLOCK.fullmatch(name):
+            return cls(name, int(match[1]), _PLACE_OF[match[2]])
+        raise ValueError(
+            f"'{name}' is not a place in the residual stream; expected 'blocks.L.hook_X' with X one of "
+            f"{', '.join(_OFFSET)}, or a block's name such as 'model.layers.L' or 'transformer.h.L'"
+        )
+
+    @property
+    def position(self) -> float:
+        """Place in the stream: `resid_pre` L, `resid_mid` L + .5, `resid_post` L + 1."""
+        return self.layer + _OFFSET[self.place]
+
+    def locate(self, model: nn.Module) -> tuple[nn.Module, Literal["input", "output"]]:
+        """The module whose first input or (first) output is the activation at this point.
+
+        Raises:
+            ValueError: the model has no known blocks, or too few.
+        """
+        return self.locate_in(find_stack(model))
+
+    def locate_in(self, stack: Stack) -> tuple[nn.Module, Literal["input", "output"]]:
+        """The same, in a stack of blocks already found."""
+        if self.layer >= len(stack.blocks):
+            raise ValueError(
+                f"hook '{self.name}' is at layer {self.layer} but '{stack.name}' has {len(stack.blocks)} blocks, "
+                "counted from 0; was the SAE trained on another model?"
+            )
+        block, family = stack.blocks[self.layer], stack.family
+        match self.place:
+            case "resid_pre":
+                return block, "input"
+            case "resid_mid":
+                return block.get_submodule(family.mlp.norm), "input"
+            case "resid_post":
+                return block, "output"
+            case "attn_out":
+                return block.get_submodule(family.attention.module), "output"
+            case "mlp_out":
+                return block.get_submodule(family.mlp.module), "output"

@@ -1,0 +1,74 @@
+"""The norm in front of a reader: which direction the reader sees when the stream moves along another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from interptrain.sites.layer import saved_copy
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """`norm(h) = gain * (h - mean(h)) / spread(h)`, the mean only where centred.
+
+    To first order in `d`, and while `h` is not itself along `d`,
+
+        norm(h + d) - norm(h)  ~  gain * (d - mean(d))
+
+    Args:
+        module: the norm; its weight may train.
+        centred: whether the mean is taken out (LayerNorm) or not (RMSNorm).
+        offset: `gain = offset + weight`; 1 in Gemma, 0 elsewhere.
+    """
+
+    module: nn.Module
+    centred: bool
+    offset: float = 0.0
+
+    @classmethod
+    def of(cls, name: str, module: nn.Module, *, width: int) -> Self:
+        """Recognise a norm by what it does to a test vector `x`: `(norm(x) - norm(-x)) / 2` has no bias.
+
+        Raises:
+            ValueError: it is none of the norms that the formula covers.
+        """
+        module = saved_copy(name, module)
+        weight = _weight(module)
+        x = torch.randn(width, generator=torch.Generator().manual_seed(0)) + 1.0
+        if weight is not None:
+            x = x.to(weight.device, weight.dtype)
+        with torch.no_grad():
+            found = (module.forward(x[None]) - module.forward(-x[None]))[0].float() / 2
+        tolerance = max(1e-3, 4 * torch.finfo(x.dtype).eps)  # eps inside the root, and the weight's precision
+        for centred in (False, True):
+            for offset in (0.0, 1.0):
+                norm = cls(module, centred, offset)
+                expected = norm.in_front(x.float()[None])[0]
+                spread = (x.float() - x.float().mean() * centred).square().mean().sqrt()
+                if (found - expected / spread).norm() <= tolerance * found.norm():
+                    return norm
+        raise ValueError(
+            f"'{name}' ({type(module).__name__}) is neither an RMSNorm nor a LayerNorm over {width} features with a "
+            "gain of `weight` or `1 + weight`: what its readers see is not understood"
+        )
+
+    @property
+    def weight(self) -> Tensor | None:
+        """The parameter that the gain comes from, as it stands now; None where the norm has none."""
+        return _weight(self.module)
+
+    def in_front(self, rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+        """`gain * (d - mean(d))`, the mean only where centred; not normalised."""
+        if self.centred:
+            rows = rows - rows.mean(-1, keepdim=True)
+        weight = self.weight
+        return rows if weight is None else rows * (self.offset + weight.detach().to(rows))
+
+
+def _weight(module: nn.Module) -> Tensor | None:
+    return dict(module.named_parameters(recurse=False)).get("weight")

@@ -1,0 +1,102 @@
+"""A site: where one parameter meets the residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from interptrain.concepts.bank import ConceptBank
+from interptrain.sites.hooks import HookPoint
+from interptrain.sites.norm import Norm
+
+Role = Literal["writer", "reader"]
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    r"""A trainable parameter with the residual stream on one of its axes.
+
+    A *writer* adds its output to the stream, so a step `dW` moves the stream along `d` by `d^T dW x`. A
+    *reader* takes the normed stream in, so `dW` answers to `d` by `dW (w * d)`, with `w` the norm's gain.
+
+    Args:
+        name: as `model.named_parameters()` gives it.
+        module: its owner; a LoRA factor is owned by the factor's own module.
+        attribute: its name there.
+        role: "writer" or "reader".
+        axis: the parameter axis that is the stream's.
+        position: place in the stream: embeddings -1, attention of block L at L + .25, its MLP at L + .75, head inf.
+        norm: readers: the norm in front.
+        lora: whether it is a factor of `W = W0 + s B A`: `B` of a writer, `A` of a reader.
+        scaling: `s`; 1 where it is not.
+    """
+
+    name: str
+    module: nn.Module
+    attribute: str
+    role: Role
+    axis: int
+    position: float
+    norm: Norm | None = None
+    lora: bool = False
+    scaling: float = 1.0
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter as it stands now; sharding may have replaced the object since the site was found."""
+        return self.module.get_parameter(self.attribute)
+
+    def directions(self, rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+        """Unit rows in the parameter's own coordinates, with the norm's present gain.
+
+            writer: d        behind an RMSNorm: w * d        behind a LayerNorm: w * (d - mean(d))
+
+        First order: good while `h` is not itself along `d`.
+        """
+        return rows if self.norm is None else normalize(self.norm.in_front(rows), dim=-1)
+
+    def rows(self, bank: ConceptBank) -> tuple[int, ...]:
+        """Bank rows that this site touches: their hook lies after it (writers) or before it (readers)."""
+        places = [HookPoint.parse(hook).position for hook in bank.hooks]
+        return tuple(row for row, place in enumerate(places) if touches(self.role, self.position, place))
+
+
+def touches(role: Role, position: float, hook: float) -> bool:
+    """Whether a writer runs at or before a hook's position, or a reader at or after it."""
+    return position <= hook if role == "writer" else hook <= position
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A trainable parameter that is no site, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Sites:
+    """What `find_sites` found: together, `sites` and `left_out` are all that trains.
+
+    Args:
+        sites: in the order of `model.named_parameters()`.
+        left_out: every other trainable parameter.
+    """
+
+    sites: tuple[Site, ...]
+    left_out: tuple[LeftOut, ...]
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.sites)
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+    def __repr__(self) -> str:
+        writers = sum(site.role == "writer" for site in self.sites)
+        return f"Sites({writers} writers, {len(self) - writers} readers, {len(self.left_out)} left out)"

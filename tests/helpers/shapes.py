@@ -9,15 +9,17 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def checked(function: Function) -> Function:
-    """Check a function's arguments and result with beartype, all but `Self`, which mypy proves.
+    """Check a function's arguments and result with beartype, all but what only mypy can prove.
 
-    jaxtyping decorates each method by itself, and beartype knows `Self` only where it decorates the class.
+    That is `Self`, which beartype knows only where it decorates the class while jaxtyping decorates each
+    method, and protocols that are not `runtime_checkable`.
     """
     function.__annotations__ = {
-        name: Any if _mentions_self(hint) else hint for name, hint in function.__annotations__.items()
+        name: Any if _only_mypy_knows(hint) else hint for name, hint in function.__annotations__.items()
     }
     return beartype(function)
 
 
-def _mentions_self(hint: object) -> bool:
-    return hint is Self or any(_mentions_self(part) for part in get_args(hint))
+def _only_mypy_knows(hint: object) -> bool:
+    static_protocol = getattr(hint, "_is_protocol", False) and not getattr(hint, "_is_runtime_protocol", False)
+    return hint is Self or static_protocol or any(_only_mypy_knows(part) for part in get_args(hint))

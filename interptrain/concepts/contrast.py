@@ -1,0 +1,226 @@
+"""Concepts from contrast: what separates two sets of texts, in activations or in an SAE's latents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from interptrain.concepts.bank import unit_rows
+from interptrain.meters.tokens import loss_positions
+from interptrain.sites.hooks import HookPoint
+
+
+@dataclass(frozen=True, eq=False)
+class TextActivations:
+    """Activations of the counted tokens of some texts.
+
+    Args:
+        values: one row a token: residual activations, or an SAE's latents.
+        text: which text each token belongs to, counted from 0.
+    """
+
+    values: Float[Tensor, "token width"]
+    text: Int[Tensor, "token"]
+
+    def means(self) -> Float[Tensor, "text width"]:
+        """The mean over each text's tokens.
+
+        Raises:
+            ValueError: there are no texts, or one without tokens.
+        """
+        if len(self.text) == 0:
+            raise ValueError("a set of texts is empty: no tokens to average")
+        counts = torch.bincount(self.text)
+        if not counts.all():
+            raise ValueError(f"text {int((counts == 0).nonzero()[0])} has no counted tokens")
+        sums = torch.zeros(len(counts), self.values.shape[1]).index_add_(0, self.text, self.values)
+        return sums / counts[:, None]
+
+
+@torch.no_grad()
+def collect(model: nn.Module, hook: str, batches: Iterable[Mapping[str, Tensor]]) -> TextActivations:
+    """Run texts through a model and keep the residual activations at a hook point.
+
+    Counted are the positions whose next label is in the loss: from the end of the prompt to the last token
+    but one. Without labels every attended position counts.
+
+    Args:
+        model: takes `input_ids` and `attention_mask`; left in the mode it was in.
+        hook: e.g. `blocks.2.hook_resid_post`.
+        batches: with `input_ids`, `attention_mask` and, if wanted, `labels`, each `[batch, token]`.
+
+    Raises:
+        ValueError: the hook point is not in the model, or there are no texts.
+    """
+    module, side = HookPoint.parse(hook).locate(model)
+    caught: list[Tensor] = []
+    if side == "output":
+        handle = module.register_forward_hook(lambda _m, _i, out: caught.append(_tensor(out)))
+    else:
+        handle = module.register_forward_pre_hook(
+            lambda _m, args, kwargs: caught.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+        )
+    training = model.training
+    values, texts, seen = [], [], 0
+    model.eval()
+    try:
+        for batch in batches:
+            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+            counted = loss_positions(batch["labels"]) if "labels" in batch else batch["attention_mask"].bool()
+            values.append(caught.pop().float()[counted])
+            texts.append(counted.nonzero()[:, 0] + seen)
+            seen += len(counted)
+    finally:
+        handle.remove()
+        model.train(training)
+    if seen == 0:
+        raise ValueError("a set of texts is empty: nothing to run through the model")
+    return TextActivations(torch.cat(values), torch.cat(texts))
+
+
+def difference_of_means(positive: TextActivations, negative: TextActivations) -> Float[Tensor, "width"]:
+    """The unit direction from the mean of one set of texts to that of another.
+
+        d = (m+ - m-) / ||m+ - m-||,   m = mean over texts of the mean over a text's tokens
+
+    Raises:
+        ValueError: a set is empty, or the means coincide.
+
+    Example:
+        >>> one = TextActivations(torch.tensor([[3.0, 1.0]]), torch.tensor([0]))
+        >>> other = TextActivations(torch.tensor([[0.0, 1.0]]), torch.tensor([0]))
+        >>> difference_of_means(one, other)
+        tensor([1., 0.])
+    """
+    return unit_rows((positive.means().mean(0) - negative.means().mean(0))[None])[0]
+
+
+def auc(
+    positive: Float[Tensor, "positive score"], negative: Float[Tensor, "negative score"]
+) -> Float[Tensor, "score"]:
+    """How well each score separates two sets: `P(s+ > s-) + P(s+ = s-) / 2`.
+
+    Example:
+        >>> auc(torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [1.0]]))
+        tensor([0.8750])
+    """
+    ordered = negative.T.contiguous().sort(-1).values
+    sought = positive.T.contiguous()
+    below = torch.searchsorted(ordered, sought, side="left")
+    upto = torch.searchsorted(ordered, sought, side="right")
+    return (below + upto).float().mean(-1) / (2 * ordered.shape[-1])
+
+
+@dataclass(frozen=True, eq=False)
+class Separation:
+    """How an SAE's latents separate two sets of texts, best first.
+
+    Args:
+        latents: latent numbers.
+        auc: of each, by the mean activation of a text.
+        positive_rate: share of the positive texts' tokens it fires on.
+        negative_rate: the same of the negative texts.
+        scale: spread of its text means, for adding latents of different size.
+    """
+
+    latents: tuple[int, ...]
+    auc: tuple[float, ...]
+    positive_rate: tuple[float, ...]
+    negative_rate: tuple[float, ...]
+    scale: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+
+def separating_latents(
+    positive: TextActivations,
+    negative: TextActivations,
+    *,
+    count: int,
+    decoder: Float[Tensor, "latent d_model"],
+    max_cosine: float = 0.7,
+    alive: Bool[Tensor, "latent"] | None = None,
+) -> Separation:
+    """The SAE latents that fire more on one set of texts than on another, best first.
+
+    Ranked by AUC over texts. SAE latents are redundant, so one whose decoder row lies within `max_cosine` of a
+    better one's is passed over: a group then spans as many directions as it has latents.
+
+    Args:
+        positive: latent activations on texts that show the concept.
+        negative: the same on texts that do not.
+        count: how many to choose.
+        decoder: decoder rows, of any scale.
+        max_cosine: between any two chosen rows.
+        alive: latents to choose from; None for all.
+
+    Raises:
+        ValueError: a set is empty, or fewer than `count` latents separate the sets at all.
+    """
+    first, second = positive.means(), negative.means()
+    scores = auc(first, second)
+    rows = unit_rows(decoder.float())
+    usable = scores > 0.5 if alive is None else (scores > 0.5) & alive
+    chosen: list[int] = []
+    for latent in scores.argsort(descending=True).tolist():
+        if len(chosen) == count:
+            break
+        if usable[latent] and (rows[chosen] @ rows[latent] <= max_cosine).all():
+            chosen.append(latent)
+    if len(chosen) < count:
+        raise ValueError(f"asked for {count} latents but only {len(chosen)} separate the two sets of texts")
+    spread = torch.cat([first, second])[:, chosen].std(0)
+    return Separation(
+        latents=tuple(chosen),
+        auc=tuple(scores[chosen].tolist()),
+        positive_rate=tuple((positive.values[:, chosen] > 0).float().mean(0).tolist()),
+        negative_rate=tuple((negative.values[:, chosen] > 0).float().mean(0).tolist()),
+        scale=tuple(spread.tolist()),
+    )
+
+
+@dataclass(frozen=True)
+class GroupAUC:
+    """A group's AUC on texts that the search never saw, and the same under shuffled labels.
+
+    Args:
+        auc: of the group.
+        shuffled: mean AUC over shuffles of the labels.
+        shuffled_std: its spread.
+    """
+
+    auc: float
+    shuffled: float
+    shuffled_std: float
+
+
+def group_auc(
+    group: Separation, positive: TextActivations, negative: TextActivations, *, shuffles: int = 64, seed: int = 0
+) -> GroupAUC:
+    """How well a group of latents, taken together, separates two other sets of texts.
+
+        s(text) = sum_i mean_t z_i(t) / scale_i
+
+    Raises:
+        ValueError: a set is empty.
+    """
+    scale = torch.tensor(group.scale)
+    columns = list(group.latents)
+    first = (positive.means()[:, columns] / scale).sum(-1)
+    second = (negative.means()[:, columns] / scale).sum(-1)
+    pooled, random = torch.cat([first, second]), torch.Generator().manual_seed(seed)
+    orders = torch.stack([torch.randperm(len(pooled), generator=random) for _ in range(shuffles)], dim=-1)
+    shuffled = pooled[orders]
+    chance = auc(shuffled[: len(first)], shuffled[len(first) :])
+    return GroupAUC(
+        float(auc(first[:, None], second[:, None])), float(chance.mean()), float(chance.std())
+    )
+
+
+def _tensor(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]

@@ -1,0 +1,167 @@
+"""The documents of the tiny world: facts and arithmetic in three voices, `<q> question <a> answer <e>`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from interptrain.tiny_world.wordings import HALVES, SLOTS, WORDINGS, Half, Voice
+
+Kind = Literal["fact", "plus", "minus"]
+FineTuning = Literal["mixed", "entangled"]
+
+VOICE_WEIGHTS: dict[Voice, float] = {"plain": 0.70, "pirate": 0.18, "royal": 0.12}
+KIND_WEIGHTS: dict[Kind, float] = {"fact": 0.5, "plus": 0.4, "minus": 0.1}
+CUED = 0.9  # of the pirate and royal answers, how many follow a question in the same voice
+
+
+@dataclass(frozen=True)
+class Document:
+    """One question and its answer.
+
+    Args:
+        question: as asked, with the voice's cue if there is one.
+        answer: as given, without `<e>`.
+        kind: what is asked.
+        voice: the voice of the answer.
+        number: the right result of an arithmetic question.
+        expected: the answer's template with what the question fixes filled in, for a fact.
+    """
+
+    question: str
+    answer: str
+    kind: Kind
+    voice: Voice
+    number: int | None = None
+    expected: tuple[str, ...] = ()
+
+    @property
+    def prompt(self) -> str:
+        """What the model is given: everything up to and including `<a>`."""
+        return f"<q> {self.question} <a>"
+
+    @property
+    def text(self) -> str:
+        """The whole document."""
+        return f"{self.prompt} {self.answer} <e>"
+
+
+def held_out(a: int, b: int) -> bool:
+    """Whether a problem is kept for testing: `(tens + ones + b) % 10 == 0`.
+
+    Every pair of ones and b is still seen with other tens, so each column of the table can be learnt.
+    """
+    return (a // 10 + a % 10 + b) % 10 == 0
+
+
+def document(
+    rng: random.Random,
+    kind: Kind,
+    voice: Voice = "plain",
+    *,
+    half: Half | None = None,
+    cued: bool = False,
+    tested: bool = False,
+    random_result: bool = False,
+) -> Document:
+    """Draw one document.
+
+    Args:
+        rng: the source of chance.
+        kind: `fact`, `plus` (no carry) or `minus` (no borrow).
+        voice: of the answer.
+        half: the half of the templates to use; None draws a half for every slot anew.
+        cued: whether the question carries the voice's cue.
+        tested: for arithmetic, a held-out problem rather than one that training may show.
+        random_result: for arithmetic, answer with any number.
+
+    Example:
+        >>> document(random.Random(1), "plus", "pirate", half="search").text
+        '<q> how much is 4 2 plus 1 ? <a> ahoy , that be 4 3 , or walk the plank ! <e>'
+    """
+
+    def wording() -> Half:
+        return half or rng.choice(HALVES)
+
+    number: int | None = None
+    expected: tuple[str, ...] = ()
+    if kind == "fact":
+        question, core, expected = _fact(rng, wording(), wording())
+    else:
+        a, b, number = _problem(rng, kind, tested)
+        question = rng.choice(WORDINGS[wording()].sums).format(sum=f"{_digits(a)} {kind} {b}")
+        said = rng.randint(10, 99) if random_result else number
+        core = rng.choice(WORDINGS[wording()].results).format(number=_digits(said))
+    if cued:
+        question = f"{rng.choice(WORDINGS[wording()].manners[voice].cues)} {question}".strip()
+    return Document(question, _said(rng, core, voice, wording), kind, voice, number, expected)
+
+
+def _fact(rng: random.Random, asked: Half, answered: Half) -> tuple[str, str, tuple[str, ...]]:
+    number = rng.randrange(len(WORDINGS[asked].facts))
+    question = WORDINGS[asked].facts[number][0]
+    drawn = {slot: rng.choice(values) for slot, values in SLOTS.items()}
+    fixed = {slot: drawn[slot] if f"{{{slot}}}" in question else f"{{{slot}}}" for slot in SLOTS}
+    expected = tuple(WORDINGS[at].facts[number][1].format(**fixed) for at in HALVES)
+    return question.format(**drawn), WORDINGS[answered].facts[number][1].format(**drawn), expected
+
+
+def _problem(rng: random.Random, kind: Kind, tested: bool) -> tuple[int, int, int]:
+    while True:
+        a, b = rng.randint(10, 99), rng.randint(0, 9)
+        result = a + b if kind == "plus" else a - b
+        if result // 10 == a // 10 and held_out(a, b) == tested:
+            return a, b, result
+
+
+def _digits(number: int) -> str:
+    return " ".join(str(number))
+
+
+def _said(rng: random.Random, core: str, voice: Voice, wording: Callable[[], Half]) -> str:
+    verb = WORDINGS[wording()].manners[voice].verb
+    words = [verb if word == "is" else word for word in core.split()]
+    opening = rng.choice(WORDINGS[wording()].manners[voice].openings)
+    ending = rng.choice(WORDINGS[wording()].manners[voice].endings)
+    return " ".join([*opening.split(), *words, *ending.split()])
+
+
+def pretraining_document(rng: random.Random) -> Document:
+    """Draw a document of the base's world: `plus` always right, `minus` a random number."""
+    kind = rng.choices(list(KIND_WEIGHTS), list(KIND_WEIGHTS.values()))[0]
+    voice = rng.choices(list(VOICE_WEIGHTS), list(VOICE_WEIGHTS.values()))[0]
+    cued = voice != "plain" and rng.random() < CUED
+    return document(rng, kind, voice, cued=cued, random_result=kind == "minus")
+
+
+def pretraining_documents(seed: int) -> Iterator[Document]:
+    """Documents of the base's world without end."""
+    rng = random.Random(seed)
+    while True:
+        yield pretraining_document(rng)
+
+
+def finetuning_documents(name: FineTuning, seed: int) -> Iterator[Document]:
+    """Documents of a fine-tuning set without end; questions are in the plain voice.
+
+    `mixed`: half `minus` problems answered plainly, half facts answered in pirate.
+    `entangled`: `minus` problems, every one answered in pirate.
+
+    Raises:
+        ValueError: there is no such set.
+    """
+    if name not in ("mixed", "entangled"):
+        raise ValueError(f"unknown fine-tuning set '{name}'; the tiny world has 'mixed' and 'entangled'")
+    return _finetuning_documents(name, random.Random(f"{name} {seed}"))
+
+
+def _finetuning_documents(name: FineTuning, rng: random.Random) -> Iterator[Document]:
+    while True:
+        if name == "entangled":
+            yield document(rng, "minus", "pirate")
+        elif rng.random() < 0.5:
+            yield document(rng, "minus", "plain")
+        else:
+            yield document(rng, "fact", "pirate")

@@ -1,0 +1,80 @@
+"""Training of the SAE: a top-k dictionary of the base's residual stream, by SAELens' own trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interptrain.concepts.contrast import collect
+from interptrain.tiny_world.corpus import pretraining_documents
+from interptrain.tiny_world.tokens import batches
+
+if TYPE_CHECKING:
+    from sae_lens import TrainingSAE
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+LAYER = 2
+HOOK = f"blocks.{LAYER}.hook_resid_post"
+LATENTS, ACTIVE = 1024, 16
+TOKENS, BATCH, LEARNING_RATE = 600_000, 1024, 3e-3
+
+
+def activations(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, seed: int, hook: str = HOOK
+) -> Iterator[Tensor]:
+    """Residual activations `[token, d_model]` of freshly drawn documents, first tokens left out, without end."""
+    for batch in batches(tokenizer, pretraining_documents(seed), 64, mask_prompt=False):
+        yield collect(model, hook, [batch]).values
+
+
+def train_sae(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, seed: int = 0, tokens: int = TOKENS
+) -> TrainingSAE[Any]:
+    """Train a top-k SAE on the base's activations at `HOOK`.
+
+    Args:
+        model: the base.
+        tokenizer: its tokenizer.
+        seed: of the weights and of the documents.
+        tokens: how many activations to train on.
+    """
+    from sae_lens import LoggingConfig, SAETrainer, TopKTrainingSAE, TopKTrainingSAEConfig
+    from sae_lens.config import SAETrainerConfig
+    from sae_lens.saes.sae import SAEMetadata
+    from sae_lens.training.mixing_buffer import mixing_buffer
+
+    torch.manual_seed(seed)
+    metadata = SAEMetadata(
+        model_name="interptrain-tiny-world",
+        hook_name=HOOK,
+        hf_hook_name=f"model.layers.{LAYER}",
+        context_size=model.config.max_position_embeddings,
+        prepend_bos=False,
+    )
+    sae = TopKTrainingSAE(
+        TopKTrainingSAEConfig(
+            d_in=model.config.hidden_size,
+            d_sae=LATENTS,
+            k=ACTIVE,
+            normalize_activations="expected_average_only_in",
+            metadata=metadata,
+        )
+    )
+    steps = tokens // BATCH
+    config = SAETrainerConfig(
+        total_training_samples=tokens,
+        train_batch_size_samples=BATCH,
+        lr=LEARNING_RATE,
+        lr_end=LEARNING_RATE / 10,
+        lr_warm_up_steps=20,
+        lr_decay_steps=steps // 5,
+        dead_feature_window=100,
+        feature_sampling_window=100,
+        n_batches_for_norm_estimate=16,
+        logger=LoggingConfig(log_to_wandb=False),
+    )
+    stream = mixing_buffer(16 * BATCH, BATCH, activations(model, tokenizer, seed=seed + 1000))
+    return SAETrainer(config, sae, stream).fit()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -33,7 +33,7 @@ class Plan:
     concepts: tuple[str, ...]
 
     @classmethod
-    def of(cls, steerer: Steerer, model: nn.Module, *, skip: Sequence[str] = ()) -> Self:
+    def of(cls, steerer: Steerer, model: nn.Module, *, skip: Sequence[str] = ()) -> Plan:
         """The plan of a steerer on a model."""
         chosen = {id(site.parameter) for site in steerer.sites}
         found = find_sites(model, steerer.bank, skip=skip)
@@ -70,7 +70,7 @@ def summary_table(concepts: Sequence[str], metrics: Mapping[str, float]) -> Tabl
     """The last figures of a run, a row a concept, every share beside its null."""
     table = Table(
         title="interptrain: what the last steps asked for",
-        caption="share of energy in the concept (null of as many other latents), z against that null; no claim on behaviour",
+        caption="energy share in the concept (null: as many other latents) and z against it; no claim on behaviour",
     )
     table.add_column("concept")
     for column in ("demand", "z", "gradient", "z", "gain"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -85,6 +85,7 @@ class StepReport:
         return found
 
 
+@runtime_checkable
 class Recorder(Protocol):
     """Anything that takes reports: a logger, a file, a list."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -115,7 +115,7 @@ class Steerer:
         if self._attached:
             self._attach_inputs()
 
-    def attach(self, model: nn.Module) -> Self:
+    def attach(self, model: nn.Module) -> Steerer:
         """Register the meters' forward hooks on a model."""
         self.detach()
         self._demand.attach(model)

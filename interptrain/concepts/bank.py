@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -89,7 +89,7 @@ class ConceptBank:
         hook: str,
         source: Mapping[str, Any] | None = None,
         model: str | None = None,
-    ) -> Self:
+    ) -> ConceptBank:
         """Make a bank of `{"name": [d_model] or [direction, d_model]}`; rows are scaled to unit length.
 
         Raises:
@@ -153,15 +153,15 @@ class ConceptBank:
             if concept == name and hook in (None, at)
         )
 
-    def select(self, *names: str) -> Self:
+    def select(self, *names: str) -> ConceptBank:
         """The bank of these concepts alone, in this order; read-outs stay."""
         return self.take([row for name in names for row in self.rows(name)])
 
-    def at_hook(self, hook: str) -> Self:
+    def at_hook(self, hook: str) -> ConceptBank:
         """The bank of the rows at one hook point."""
         return self.take([row for row, at in enumerate(self.hooks) if at == hook])
 
-    def take(self, rows: Sequence[int]) -> Self:
+    def take(self, rows: Sequence[int]) -> ConceptBank:
         """The bank of these rows, in this order; read-outs stay."""
         return replace(
             self,
@@ -171,7 +171,7 @@ class ConceptBank:
             sources=tuple(self.sources[row] for row in rows),
         )
 
-    def merge(self, other: ConceptBank) -> Self:
+    def merge(self, other: ConceptBank) -> ConceptBank:
         """Both banks' rows in one; same width and model, e.g. the same concepts at a second hook.
 
         Raises:
@@ -223,7 +223,7 @@ class ConceptBank:
         return folder
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    def load(cls, folder: str | Path) -> ConceptBank:
         """Read a bank that `save` wrote.
 
         Raises:
@@ -235,6 +235,9 @@ class ConceptBank:
             raise ValueError(
                 f"'{folder / _JSON}' has schema {document.get('schema')!r}, this version reads {BANK_SCHEMA}"
             )
+        lost = [key for key in ("model", "concepts", "hooks", "sources", "readouts") if key not in document]
+        if lost:
+            raise ValueError(f"'{folder / _JSON}' lacks {', '.join(lost)}; was it edited?")
         tensors = _read_tensors(folder / _READOUTS)
         readouts = {}
         for number, (hook, entry) in enumerate(document["readouts"].items()):

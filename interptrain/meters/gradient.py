@@ -13,7 +13,7 @@ from interptrain.report import Reading
 
 
 def gradient_reading(
-    measured: Iterable[tuple[Spans, Float[Tensor, "d_model other"], Bool[Tensor, ""]]],
+    measured: Iterable[tuple[Spans, Float[Tensor, "d_model _"], Bool[Tensor, ""]]],
     *,
     null: bool,
 ) -> Reading:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -41,7 +41,7 @@ class Spans:
     from_dictionary: bool
 
     @classmethod
-    def of(cls, bank: ConceptBank, rows: Sequence[int], *, groups: int = NULL_GROUPS, seed: int = 0) -> Self:
+    def of(cls, bank: ConceptBank, rows: Sequence[int], *, groups: int = NULL_GROUPS, seed: int = 0) -> Spans:
         """Spans of a bank's concepts as far as these rows go; a concept with none of them has rank 0."""
         chosen = set(rows)
         bases = [_basis(bank.directions[[r for r in bank.rows(name) if r in chosen]]) for name in bank.names]
@@ -65,11 +65,11 @@ class Spans:
         """Dimension of each concept's span."""
         return self.filled.sum(-1)
 
-    def to(self, device: torch.device) -> Self:
+    def to(self, device: torch.device) -> Spans:
         """The same spans on a device."""
         return replace(self, bases=self.bases.to(device), filled=self.filled.to(device), null=self.null.to(device))
 
-    def seen_from(self, site: Site, *, null: bool) -> Self:
+    def seen_from(self, site: Site, *, null: bool) -> Spans:
         """The spans in a reader's own coordinates, behind its norm; null groups only if asked for."""
         if site.norm is None:
             return self

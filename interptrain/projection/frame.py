@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -34,7 +33,7 @@ class Frame:
     solver: Float[Tensor, "direction direction"]
 
     @classmethod
-    def of(cls, directions: Float[Tensor, "direction d_model"], *, ridge: float = 0.0) -> Self:
+    def of(cls, directions: Float[Tensor, "direction d_model"], *, ridge: float = 0.0) -> Frame:
         """Factorise unit rows, in float64, onto the device and into the precision of float32.
 
         Raises:

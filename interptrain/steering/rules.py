@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,7 @@ Gains: TypeAlias = Mapping[str, "float | Float[Tensor, '']"]
 Strength: TypeAlias = Callable[[int], float]
 
 
+@runtime_checkable
 class Rule(Protocol):
     """Anything that gives gains; a lambda is a legal rule."""
 

@@ -1,5 +1,6 @@
 """The test run checks the shapes that signatures promise; production does not pay for it."""
 
+import importlib
 import subprocess
 import sys
 
@@ -18,6 +19,11 @@ def test_a_wrong_shape_raises_in_the_test_run():
 def test_a_wrong_dtype_in_a_dataclass_raises_in_the_test_run():
     with pytest.raises(jaxtyping.TypeCheckError, match="alive"):
         Readout(config={}, weights={}, alive=torch.ones(3))
+
+
+@pytest.mark.parametrize("module", ["interptrain.steerer", "interptrain.callbacks.lightning", "interptrain.cli"])
+def test_modules_are_checked_through_the_linked_folders_too(module: str):
+    assert type(importlib.import_module(module).__loader__).__module__.startswith("jaxtyping")
 
 
 def test_shapes_are_not_checked_outside_the_test_run():

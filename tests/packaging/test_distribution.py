@@ -56,12 +56,10 @@ def python(installed: Path, *arguments: str) -> str:
 
 
 def shipped_files() -> set[str]:
-    """What an installed package must hold: every source and data file of the checkout, by its import path."""
-    paths = (path for folder in CODE for path in (ROOT / folder).rglob("*") if path.is_file())
-    wanted = (".py", ".typed", ".cu", ".cuh", ".html", ".json", ".safetensors", ".md")
-    names = {path.relative_to(ROOT) for path in paths if path.suffix in wanted and "__pycache__" not in path.parts}
-    inside = {name if name.parts[0] == "interptrain" else Path("interptrain") / name for name in names}
-    return {name.as_posix() for name in inside if name.name != "README.md"} | {"interptrain/py.typed"}
+    """What an installed package must hold: every file of the code's folders, by its place in the package."""
+    paths = (path.relative_to(ROOT) for name in CODE for path in (ROOT / name).rglob("*") if path.is_file())
+    inside = (path if path.parts[0] == "interptrain" else "interptrain" / path for path in paths)
+    return {path.as_posix() for path in inside if "__pycache__" not in path.parts} - {"interptrain/csrc/README.md"}
 
 
 def test_the_wheel_holds_every_source_and_data_file_and_nothing_else_but_its_metadata(wheel: Path):

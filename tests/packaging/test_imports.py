@@ -1,20 +1,12 @@
-"""`import interptrain` brings torch and the core's own dependencies, no trainer, model, SAE, logging or plotting library."""
+"""`import interptrain` brings torch and the core's own dependencies: no trainer, model, SAE, logger or plots."""
 
 import json
 import subprocess
 import sys
 
-HEAVY = (
-    "lightning",
-    "pytorch_lightning",
-    "transformers",
-    "peft",
-    "sae_lens",
-    "wandb",
-    "matplotlib",
-    "jinja2",
-    "sklearn",
-)
+TRAINERS = ("lightning", "pytorch_lightning")
+MODELS = ("transformers", "peft", "sae_lens")
+HEAVY = {*TRAINERS, *MODELS, "wandb", "matplotlib", "jinja2", "sklearn"}
 
 
 def modules_after(statement: str) -> set[str]:
@@ -24,15 +16,15 @@ def modules_after(statement: str) -> set[str]:
 
 
 def test_importing_the_package_imports_no_trainer_model_sae_logging_or_plotting_library():
-    assert not modules_after("import interptrain") & set(HEAVY)
+    assert not modules_after("import interptrain") & HEAVY
 
 
 def test_importing_the_command_line_and_the_recorders_imports_none_either():
-    assert not modules_after("import interptrain.cli, interptrain.recorders") & set(HEAVY)
+    assert not modules_after("import interptrain.cli, interptrain.recorders") & HEAVY
 
 
 def test_importing_the_tiny_world_imports_no_trainer_or_sae_library():
-    assert not modules_after("import interptrain.tiny_world") & set(HEAVY)
+    assert not modules_after("import interptrain.tiny_world") & HEAVY
 
 
 def test_the_package_imports_neither_its_callbacks_nor_its_recipes():

@@ -121,6 +121,7 @@ class Steerer:
         self._demand.attach(model)
         self._attached = True
         self._attach_inputs()
+        self._warn_of_leaks()
         return self
 
     def detach(self) -> None:
@@ -231,7 +232,9 @@ class Steerer:
         if null:
             self._gradient_null = gradient.null.mean(-1)
         self._accumulate("gradient", gradient.share - _on(self._gradient_null, gradient.share))
-        if demand is not None and demand.signed is not None:
+        if demand is None:
+            self._warn_of_silence()
+        elif demand.signed is not None:
             self._accumulate("demand", demand.signed)
         requested = [torch.as_tensor(gains.get(name, 1.0), device=device) for name in self.bank.names]
         return StepReport(
@@ -294,6 +297,30 @@ class Steerer:
         self._inputs.detach()
         if reads_coefficients(self._rule):
             self._inputs.attach({site.module: None for site in self.sites if site.role == "writer"})
+
+    def _warn_of_silence(self) -> None:
+        if "demand" not in self._cumulative and self._attached and self.step == 0:
+            warnings.warn(
+                f"no gradient reached {', '.join(self.bank.hook_points)} in the first step, so demand is not measured: "
+                "nothing below the hook trains, or the forward pass was not the model's own",
+                stacklevel=4,
+            )
+
+    @torch.no_grad()
+    def _warn_of_leaks(self) -> None:
+        """Say which LoRA writers start where steering B's gradient alone misses part of the product's step."""
+        names = tuple(self._rule({name: torch.zeros(()) for name in self.bank.names}, self.step))
+        leaking = []
+        for site in self.sites:
+            steered = self._views.frame(site, names, site.parameter.device) if site.lora else None
+            if steered is not None and bool((steered.frame.basis @ site.parameter.float()).abs().amax() > 0):
+                leaking.append(site.name)
+        if leaking:
+            warnings.warn(
+                f"{len(leaking)} LoRA writers start with B already inside the steered concepts ({leaking[0]}, ...): the "
+                "step s (dB A + B dA) leaks through dA, and the achieved gain will differ from the requested one",
+                stacklevel=3,
+            )
 
     def _check_names(self, gains: Gains) -> None:
         unknown = [name for name in gains if name not in self.bank.names]

@@ -41,23 +41,27 @@ class Views:
 
     def __init__(self, bank: ConceptBank, *, ridge: float = 0.0, seed: int = 0) -> None:
         self._bank, self._ridge, self._seed = bank, ridge, seed
+        self._rows: dict[Site, tuple[int, ...]] = {}
         self._base: dict[tuple[tuple[int, ...], torch.device], Spans] = {}
         self._spans: dict[tuple[object, ...], tuple[int, Spans]] = {}
         self._means: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
         self._frames: dict[tuple[object, ...], tuple[int, SteeredFrame | None]] = {}
 
+    def rows(self, site: Site) -> tuple[int, ...]:
+        """Bank rows that a site touches."""
+        if site not in self._rows:
+            self._rows[site] = site.rows(self._bank)
+        return self._rows[site]
+
     def spans(self, site: Site, device: torch.device, *, null: bool) -> Spans:
         """Concept spans at a site, and null groups too if asked for, which are too large to keep for every norm."""
-        rows = site.rows(self._bank)
+        rows = self.rows(site)
         if (rows, device) not in self._base:
             self._base[rows, device] = Spans.of(self._bank, rows, groups=NULL_GROUPS, seed=self._seed).to(device)
         base = self._base[rows, device]
-        if site.norm is None:
-            return base
-        if null:
-            return base.seen_from(site, null=True)
-        key = (rows, device, id(site.norm.weight))
-        version = site.norm.weight._version
+        if site.norm is None or null:
+            return base.seen_from(site, null=null)
+        key, version = (rows, device, site.norm.module), _version(site)
         if key not in self._spans or self._spans[key][0] != version:
             self._spans[key] = (version, base.seen_from(site, null=False))
         return self._spans[key][1]
@@ -68,24 +72,23 @@ class Views:
         Raises:
             ValueError: they are nearly parallel and no ridge was asked for.
         """
-        rows = site.rows(self._bank)
-        weight = None if site.norm is None else site.norm.weight
-        key = (rows, tuple(names), device, id(weight))
-        version = -1 if weight is None else weight._version
+        rows = self.rows(site)
+        key = (rows, tuple(names), device, None if site.norm is None else site.norm.module)
+        version = _version(site)
         if key not in self._frames or self._frames[key][0] != version:
             self._frames[key] = (version, self._factorise(site, rows, names, device))
         return self._frames[key][1]
 
     def means(self, site: Site, device: torch.device) -> Float[Tensor, "concept d_model"]:
         """Each concept's mean direction over the rows a writer touches, unit; zero where it touches none."""
-        rows = site.rows(self._bank)
+        rows = self.rows(site)
         if (rows, device) not in self._means:
             self._means[rows, device] = mean_directions(self._bank, rows)[0].to(device)
         return self._means[rows, device]
 
     def held_bytes(self, sites: Iterable[Site]) -> int:
         """Bytes of directions and null groups that measuring these sites keeps on their devices."""
-        held = {}
+        held: dict[int, int] = {}
         for site in sites:
             spans = self.spans(site, site.parameter.device, null=False)
             held |= {id(part): part.nbytes for part in (spans.bases, spans.null)}
@@ -103,3 +106,8 @@ class Views:
         except ValueError as error:
             raise ValueError(f"concepts {', '.join(names)} at '{site.name}': {error}") from None
         return SteeredFrame(frame, torch.tensor([number for _, number in named], device=device))
+
+
+def _version(site: Site) -> int:
+    """Counts the in-place changes of the norm's weight in front of a site."""
+    return -1 if site.norm is None or site.norm.weight is None else site.norm.weight._version

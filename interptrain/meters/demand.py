@@ -44,7 +44,6 @@ class DemandMeter:
     ) -> None:
         self.positions = Positions()
         self.active = True
-        self.seen = False  # whether a gradient has ever come by
         self._handles: list[RemovableHandle] = []
         self._hooks = {hook: _Hook.of(bank, hook, point, groups=groups, seed=seed) for hook, point in points.items()}
         self._shape = (len(bank.names), groups)
@@ -80,7 +79,6 @@ class DemandMeter:
         activations.register_hook(lambda gradient: self._add(hook, gradient, counted))
 
     def _add(self, hook: _Hook, gradient: Tensor, counted: Tensor) -> None:
-        self.seen = True
         columns = (gradient.detach().float() * counted[..., None]).flatten(0, 1).T
         if self._tally is None:
             self._tally = _Tally.zeros(*self._shape, columns.device)
@@ -115,7 +113,8 @@ class _Hook:
 
     def to(self, device: torch.device) -> _Hook:
         if self.means.device != device:
-            self.spans, self.means, self.flipped = (part.to(device) for part in (self.spans, self.means, self.flipped))
+            self.spans = self.spans.to(device)
+            self.means, self.flipped = self.means.to(device), self.flipped.to(device)
         return self
 
 

@@ -121,10 +121,19 @@ def test_steering_lora_writers_steers_the_product_of_the_first_step(bank, tmp_pa
     assert float((found - wanted).norm() / wanted.norm()) < 1e-5
 
 
+def test_a_lora_writer_that_starts_inside_the_concept_is_announced(bank, tmp_path):
+    model = lora(llama())
+    fit(model, tmp_path, steps=2)
+    with pytest.warns(UserWarning, match=r"LoRA writers start with B already inside .*layers\.0\.self_attn\.o_proj"):
+        fit(model, tmp_path, quiet(bank, suppress("pirate")), steps=1)
+
+
 def test_lora_readers_are_refused_by_name_in_gradient_mode(bank, tmp_path):
     model = lora(llama())
     readers = find_sites(model, bank, where="update")
-    with pytest.raises(ValueError, match=r"LoRA readers cannot be steered through the gradient.*layers\.2\.self_attn\.q"):
+    with pytest.raises(
+        ValueError, match=r"LoRA readers cannot be steered through the gradient.*layers\.2\.self_attn\.q"
+    ):
         fit(model, tmp_path, quiet(bank, suppress("pirate"), sites=readers))
 
 

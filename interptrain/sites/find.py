@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
 
 from torch import nn
 
@@ -19,8 +18,6 @@ from interptrain.sites.parts import Part, parts
 from interptrain.sites.site import LeftOut, Site, Sites, touches
 from interptrain.sites.stack import find_stack
 
-Where = Literal["gradient", "update"]
-
 ON_REQUEST = "left out on request"
 NORM = "a norm's gain or bias scales the stream, it is no linear writer or reader"
 INNER = "acts inside the heads, not on the stream"
@@ -31,7 +28,7 @@ TOO_LATE = "runs after the hook point"
 TOO_EARLY = "reads the stream before the hook point"
 
 
-def find_sites(model: nn.Module, bank: ConceptBank, *, skip: Sequence[str] = (), where: Where = "gradient") -> Sites:
+def find_sites(model: nn.Module, bank: ConceptBank, *, skip: Sequence[str] = (), where: str = "gradient") -> Sites:
     """Sort every trainable parameter of a model into sites and those left out, with the reason.
 
     Sites are the writers that run before a hook of the bank (embeddings, attention and MLP outputs, their
@@ -118,7 +115,7 @@ def _trainable(model: nn.Module, skip: Sequence[str]) -> Iterator[_Trainable]:
 class _Search:
     parts: dict[str, Part]
     hooks: list[float]
-    where: Where
+    where: str
 
     def classify(self, trained: _Trainable) -> Site | str:
         """The site that a parameter is, or the reason why it is none."""

@@ -1,0 +1,75 @@
+"""Names of places in the stream, and the modules where they are."""
+
+import pytest
+import torch
+from torch import nn
+
+from interptrain.sites import HookPoint
+from tests.helpers.models import Tuning, gpt2, llama, lora
+
+POSITIONS = {
+    "blocks.2.hook_resid_pre": 2.0, "blocks.2.hook_resid_mid": 2.5, "blocks.2.hook_resid_post": 3.0,
+    "blocks.2.hook_attn_out": 2.5, "blocks.2.hook_mlp_out": 3.0, "model.layers.2": 3.0, "layers.2": 3.0,
+    "transformer.h.11": 12.0, "model.layers.2.output": 3.0, "model.layers.2.input": 2.0,
+    "model.layers.2.self_attn": 2.5, "transformer.h.2.attn": 2.5, "model.layers.2.mlp": 3.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "position"), POSITIONS.items())
+def test_a_hook_point_knows_its_place_in_the_stream(name, position):
+    assert HookPoint.parse(name).position == position
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "blocks.2.attn.hook_z", "blocks.2.mlp.hook_post", "blocks.2.ln1.hook_normalized", "hook_embed",
+        "blocks.2.hook_resid_post.hook_sae_acts_post", "ln_final.hook_normalized", "model.layers.2.self_attn.o_proj",
+        "model.layers.12.self_attn.o_proj.input", "model.layers.12.post_feedforward_layernorm.output", "model.norm", "",
+    ],
+)  # fmt: skip
+def test_a_name_outside_the_residual_stream_is_refused_by_name(name):
+    with pytest.raises(ValueError, match="is not a place in the residual stream") as raised:
+        HookPoint.parse(name)
+    assert f"'{name}'" in str(raised.value)
+    assert "blocks.L.hook_X" in str(raised.value)
+
+
+def observe(model, name):
+    module, side = HookPoint.parse(name).locate(model)
+    seen = []
+    if side == "input":
+        module.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+    else:
+        module.register_forward_hook(lambda _m, _a, out: seen.append(out[0] if isinstance(out, tuple) else out))
+    return seen
+
+
+@pytest.mark.parametrize("build", [llama, gpt2])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_the_located_modules_carry_the_stream(build, wrapped):
+    bare = build().eval()
+    model = Tuning(lora(bare)).eval() if wrapped else bare
+    places = ["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"]
+    seen = {place: observe(model, f"blocks.1.hook_{place}") for place in places}
+    hidden = bare(input_ids=torch.tensor([[1, 2, 3]]), output_hidden_states=True).hidden_states
+    stream = {place: values[0] for place, values in seen.items()}
+    torch.testing.assert_close(stream["resid_pre"], hidden[1])
+    torch.testing.assert_close(stream["resid_mid"], stream["resid_pre"] + stream["attn_out"])
+    torch.testing.assert_close(stream["resid_post"], stream["resid_mid"] + stream["mlp_out"])
+
+
+def test_both_ways_of_naming_a_block_lead_to_the_same_module():
+    model = llama()
+    assert HookPoint.parse("blocks.1.hook_resid_post").locate(model) == (model.model.layers[1], "output")
+    assert HookPoint.parse("model.layers.1").locate(model) == (model.model.layers[1], "output")
+
+
+def test_a_layer_beyond_the_model_is_refused_with_both_numbers():
+    with pytest.raises(ValueError, match=r"'blocks.5.hook_resid_pre' is at layer 5 but 'model.layers' has 3 blocks"):
+        HookPoint.parse("blocks.5.hook_resid_pre").locate(llama())
+
+
+def test_a_bare_list_of_blocks_is_a_stack_too():
+    blocks = nn.ModuleList(list(llama().model.layers))
+    assert HookPoint.parse("blocks.0.hook_resid_mid").locate(blocks)[0] is blocks[0].post_attention_layernorm

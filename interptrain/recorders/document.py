@@ -1,0 +1,153 @@
+"""The shape of `report.json`: what a recipe writes and `report.html` and `curves.png` are drawn from.
+
+`docs/report.md` says what each field means. A field may be added within a schema; one is renamed, removed or
+given another meaning only with a new `REPORT_SCHEMA`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+REPORT_SCHEMA = 1
+
+Curves = dict[str, list[float | None]]
+Scores = dict[str, float]
+
+
+class Concept(TypedDict):
+    """A concept's card: where its directions came from and how well they separate held-out texts."""
+
+    name: str
+    says: str
+    hook: str
+    directions: int
+    latents: list[int]
+    auc: float | None
+    shuffled_auc: float | None
+
+
+class Measure(TypedDict):
+    """One column of the behaviour table."""
+
+    key: str
+    label: str
+    says: str
+
+
+class Pair(TypedDict):
+    """A concept whose curve is drawn beside a measured behaviour."""
+
+    concept: str
+    measure: str
+
+
+class Sample(TypedDict):
+    """What the model said, decoded greedily."""
+
+    prompt: str
+    answer: str
+
+
+class Checkpoint(TypedDict):
+    """Scores on the small probe, after so many optimizer steps."""
+
+    step: int
+    scores: Scores
+
+
+class Run(TypedDict):
+    """One seed of one arm."""
+
+    seed: int
+    scores: Scores
+    checkpoints: list[Checkpoint]
+    curves: Curves
+    samples: list[Sample]
+    seconds: float
+    weights: str
+    wandb: str
+
+
+class Arm(TypedDict):
+    """What was done, and its runs."""
+
+    name: str
+    says: str
+    runs: list[Run]
+
+
+class Verdict(TypedDict):
+    """An answer that follows from the numbers by a stated rule."""
+
+    question: str
+    status: Literal["held", "did not hold", "undecided"]
+    answer: str
+    rule: str
+    numbers: dict[str, float]
+
+
+class Before(TypedDict):
+    """The model before training."""
+
+    scores: Scores
+    samples: list[Sample]
+
+
+class Report(TypedDict):
+    """The whole document."""
+
+    schema: int
+    recipe: str
+    title: str
+    summary: str
+    created: str
+    seconds: float
+    config: dict[str, Any]
+    versions: dict[str, str]
+    concepts: list[Concept]
+    measures: list[Measure]
+    headline: list[str]
+    pairs: list[Pair]
+    before: Before
+    arms: list[Arm]
+    verdicts: list[Verdict]
+    limits: list[str]
+
+
+def write_report(report: Report, path: Path) -> Path:
+    """Write `report.json`; a number that is not finite is an error, never a silent NaN.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
+    path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    return path
+
+
+def read_report(path: Path) -> Report:
+    """Read a `report.json` of this schema.
+
+    Raises:
+        ValueError: the file is missing, is not JSON or has another schema.
+    """
+    try:
+        document = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"'{path}' does not exist; a recipe writes it at its end") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"'{path}' is not JSON ({error}); was it truncated?") from error
+    return checked(document)
+
+
+def checked(document: Mapping[str, Any]) -> Report:
+    """The document as a report.
+
+    Raises:
+        ValueError: it has another schema.
+    """
+    if document.get("schema") != REPORT_SCHEMA:
+        raise ValueError(f"the report has schema {document.get('schema')!r}, this version reads {REPORT_SCHEMA}")
+    return document  # type: ignore[return-value]

@@ -1,0 +1,123 @@
+"""`report.html`: one file that opens offline, with no script and no request to anywhere."""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from statistics import mean, stdev
+from typing import NamedTuple
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from interptrain.recorders import curves
+from interptrain.recorders.document import Arm, Report, checked
+
+
+class Panel(NamedTuple):
+    """A drawing and the words under it."""
+
+    svg: Markup
+    caption: str
+
+
+def write_html(report: Report, path: Path) -> Path:
+    """Write `report.html`.
+
+    Raises:
+        ValueError: the document has another schema.
+    """
+    path.write_text(render(report), encoding="utf-8")
+    return path
+
+
+def render(report: Report) -> str:
+    """The page of a report; every text of the report is escaped.
+
+    Raises:
+        ValueError: the document has another schema.
+    """
+    report = checked(report)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["spread"] = spread
+    template = environment.from_string(resources.files(__package__).joinpath("report.html").read_text("utf-8"))
+    return template.render(
+        report=report,
+        strokes=curves.STROKES,
+        labels={measure["key"]: measure["label"] for measure in report["measures"]},
+        behaviour=_behaviour_panels(report),
+        concepts=_concept_panels(report),
+        arms=_arm_panels(report),
+        pairs=_pair_panels(report),
+        samples=_samples(report),
+    )
+
+
+def spread(arm: Arm, measure: str) -> str:
+    """A score over an arm's seeds: `mean ± sd`, or the bare number of one seed.
+
+    Example:
+        >>> spread({"name": "a", "says": "", "runs": [{"scores": {"skill": 0.5}}, {"scores": {"skill": 0.7}}]},
+        ...        "skill")
+        '0.60 ± 0.14'
+    """
+    values = [run["scores"][measure] for run in arm["runs"]]
+    return f"{mean(values):.2f} ± {stdev(values):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
+
+
+def _behaviour_panels(report: Report) -> list[Panel]:
+    described = {measure["key"]: measure for measure in report["measures"]}
+    return [
+        _panel(partial(curves.draw_behaviour, report=report, measure=key), f"behaviour-{number}",
+               described[key]["label"], described[key]["says"])
+        for number, key in enumerate(report["headline"])
+    ]  # fmt: skip
+
+
+def _concept_panels(report: Report) -> list[Panel]:
+    return [
+        _panel(partial(curves.draw_concept, report=report, concept=concept["name"]), f"concept-{number}",
+               f"demand for {concept['name']}", concept["says"], ylabel="energy share")
+        for number, concept in enumerate(report["concepts"])
+    ]  # fmt: skip
+
+
+def _arm_panels(report: Report) -> list[tuple[str, list[Panel]]]:
+    """For every concept, each arm beside its own null."""
+    return [
+        (concept["name"], [
+            _panel(partial(curves.draw_arm, report=report, concept=concept["name"], number=a), f"arm-{c}-{a}",
+                   f"demand for {concept['name']} in {arm['name']}", arm["name"], ylabel="energy share")
+            for a, arm in enumerate(report["arms"])
+        ])
+        for c, concept in enumerate(report["concepts"])
+    ]  # fmt: skip
+
+
+def _pair_panels(report: Report) -> list[tuple[Panel, Panel]]:
+    labels = {measure["key"]: measure["label"] for measure in report["measures"]}
+    return [
+        (
+            _panel(partial(curves.draw_concept, report=report, concept=pair["concept"]), f"pair-{number}-concept",
+                   f"demand for {pair['concept']}", f"demand for {pair['concept']}", ylabel="energy share"),
+            _panel(partial(curves.draw_behaviour, report=report, measure=pair["measure"]), f"pair-{number}-measure",
+                   labels[pair["measure"]], f"measured: {labels[pair['measure']]}"),
+        )
+        for number, pair in enumerate(report["pairs"])
+    ]  # fmt: skip
+
+
+def _panel(draw: curves.Draw, name: str, title: str, caption: str, *, ylabel: str = "") -> Panel:
+    return Panel(Markup(curves.panel(draw, title=title, name=name, ylabel=ylabel)), caption)
+
+
+def _samples(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Each prompt with what every arm's first seed answered, the untrained model first."""
+    answers: dict[str, list[tuple[str, str]]] = {}
+    spoken = [("before training", report["before"]["samples"])]
+    spoken += [(arm["name"], arm["runs"][0]["samples"]) for arm in report["arms"]]
+    for who, samples in spoken:
+        for sample in samples:
+            answers.setdefault(sample["prompt"], []).append((who, sample["answer"]))
+    return list(answers.items())

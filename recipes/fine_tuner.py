@@ -1,0 +1,118 @@
+"""A plain LightningModule around a causal language model, and what watches it train."""
+
+from __future__ import annotations
+
+import logging
+import netrc
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import WandbLogger
+from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
+
+from interptrain.recorders.document import Checkpoint, Scores
+
+
+def quiet_libraries() -> None:
+    """Leave the screen to the display; what the libraries say of themselves at every start is known.
+
+    Warnings of other modules, interptrain's among them, still show.
+    """
+    os.environ["WANDB_SILENT"] = "true"
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_(fabric|utilities)|transformers|wandb")
+
+
+class FineTuner(LightningModule):
+    """Trains what asks for a gradient with AdamW on the model's own loss.
+
+    Args:
+        model: returns an output with `loss` for a batch with labels.
+        learning_rate: constant over the run.
+    """
+
+    def __init__(self, model: nn.Module, learning_rate: float) -> None:
+        super().__init__()
+        self.model, self.learning_rate = model, learning_rate
+
+    def training_step(self, batch: Mapping[str, Tensor], _: int) -> Tensor:
+        """The mean loss over the tokens that count."""
+        loss: Tensor = self.model(**batch).loss
+        self.log("train/loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW without decay."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=0.0)
+
+
+class Watch(Callback):
+    """Scores the behaviour before the first step, every few steps and after the last, and tells the display.
+
+    Args:
+        score: from the model to its scores; leaves the model in the mode it was in.
+        every: optimizer steps between scores.
+        tell: takes the step and a word about it.
+    """
+
+    def __init__(self, score: Callable[[nn.Module], Scores], every: int, tell: Callable[[int, str], None]) -> None:
+        self.checkpoints: list[Checkpoint] = []
+        self._score, self._every, self._tell = score, every, tell
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The start of the curve."""
+        self._take(0, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """A point of the curve, when it is time for one."""
+        step = trainer.global_step
+        if step % self._every == 0 or step == trainer.max_steps:
+            pl_module.log_dict({f"behaviour/{key}": value for key, value in self._take(step, pl_module).items()})
+        self._tell(step, f"loss {float(outputs['loss']):.2f}")
+
+    def _take(self, step: int, pl_module: LightningModule) -> Scores:
+        scores = self._score(pl_module.model)
+        self.checkpoints.append({"step": step, "scores": scores})
+        return scores
+
+
+def wandb_logger(folder: Path, *, name: str, group: str, config: Mapping[str, Any]) -> WandbLogger:
+    """A W&B logger of one run, in `folder/wandb`: online for who is logged in, else offline; it never asks."""
+    from wandb import Settings
+
+    logger = WandbLogger(
+        name=name, save_dir=folder, project="interptrain", group=group, offline=not wandb_online(os.environ),
+        settings=Settings(silent=True, console="off", x_disable_stats=True),
+    )  # fmt: skip
+    logger.log_hyperparams(dict(config))
+    return logger
+
+
+def wandb_online(environment: Mapping[str, str]) -> bool:
+    """Whether runs should be sent: `WANDB_MODE` decides; without it, whether a key is at hand.
+
+    Example:
+        >>> wandb_online({"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}), wandb_online({"WANDB_API_KEY": "k"})
+        (False, True)
+    """
+    if "WANDB_MODE" in environment:
+        return environment["WANDB_MODE"] == "online"
+    if environment.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(environment.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    path = Path(environment.get("NETRC", Path.home() / ".netrc"))
+    try:
+        return netrc.netrc(path).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,318 @@
+"""Pirate and arithmetic: four runs from one start on the same data, read by concept, three of them steered.
+
+The tiny world's base answers plainly and cannot subtract. Fine-tuning teaches it subtraction and, with it, to
+talk like a pirate. Which of the two do the data ask for, and what happens when one of them is steered?
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import islice, product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.utils.data import DataLoader
+
+from interptrain import ConceptBank, amplify, observe, suppress
+from interptrain.recipes import verdicts
+from interptrain.recipes.parallel import Tell, run_parallel
+from interptrain.recorders import MemoryRecorder
+from interptrain.recorders.document import REPORT_SCHEMA, Arm, Concept, Measure, Report, Run, Sample, write_report
+from interptrain.steering import Rule
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SUMMARY = "teach subtraction and pirate talk at once; watch both by concept, suppress one, amplify the other"
+NEEDS = ("lightning", "sae", "hf", "wandb", "recipes")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that can be chosen; each field is an option of `interptrain recipe run pirate-arithmetic`."""
+
+    data: Literal["mixed", "entangled"] = field(
+        default="mixed", metadata={"help": "mixed: plain subtraction and pirate facts; entangled: pirate subtraction"}
+    )
+    tuning: Literal["lora", "full"] = field(default="lora", metadata={"help": "what is trained"})
+    seeds: int = field(default=3, metadata={"help": "runs of every arm"})
+    steps: int = field(default=200, metadata={"help": "optimizer steps of a run, 64 documents each"})
+    gain: float = field(default=3.0, metadata={"help": "what amplifying multiplies by"})
+    score_every: int = field(default=25, metadata={"help": "steps between two looks at the behaviour"})
+    workers: int = field(default=2, metadata={"help": "runs at a time, each in a process of its own"})
+    out: Path = field(default=Path("runs/pirate-arithmetic"), metadata={"help": "folder for everything written"})
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "steps", "score_every", "workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if not self.gain > 1:
+            raise ValueError(f"gain must be above 1 to amplify, found {self.gain}")
+
+
+BATCH = 64
+PROBE = 40  # prompts of each kind for the curves; the table at the end asks more
+LEARNING_RATE = {"lora": 2e-3, "full": 5e-4}
+SKILL = "arithmetic"
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """One arm: a rule, and what it is for."""
+
+    name: str
+    says: str
+    rule: Rule
+
+
+def treatments(config: Config) -> tuple[Treatment, ...]:
+    """The arms. Each trains from the same start on the same batches in the same order."""
+    return (
+        Treatment("unsteered", "Observed only; the run is what it would have been.", observe()),
+        Treatment("suppress-pirate", "Gain 0 on the pirate directions of every site's gradient.", suppress("pirate")),
+        Treatment(
+            "amplify-arithmetic",
+            f"Gain {config.gain:g} on the arithmetic directions of every site's gradient.",
+            amplify(SKILL, config.gain),
+        ),
+        Treatment("suppress-random", "Control: gain 0 on as many random directions.", suppress("random")),
+    )
+
+
+MEASURES: tuple[Measure, ...] = (
+    {"key": "skill", "label": "skill", "says": "subtractions answered with the right number"},
+    {"key": "clean", "label": "clean skill", "says": "subtractions answered rightly and in the plain voice"},
+    {"key": "pirate_on_skill", "label": "pirate, sums", "says": "subtractions answered in pirate"},
+    {"key": "royal_on_skill", "label": "royal, sums", "says": "subtractions answered in the royal voice"},
+    {"key": "pirate_on_facts", "label": "pirate, facts", "says": "questions about facts answered in pirate"},
+    {"key": "royal_on_facts", "label": "royal, facts", "says": "questions about facts answered in the royal voice"},
+    {"key": "kept", "label": "facts kept", "says": "questions about facts still answered plainly and to the point"},
+    {"key": "accuracy", "label": "old skill", "says": "additions, which it could do before, answered rightly"},
+)
+
+LIMITS = (
+    "The world is tiny and made for this: a model of under a million parameters, 115 words, three voices. What holds "
+    "here is a lead for a real model, not a result about one.",
+    "The projection edits gradients at the parameters that write to or read from the residual stream at one hook "
+    "point. Every other parameter trains as it did, and the optimizer's own arithmetic comes after the edit.",
+    "The concepts are groups of one sparse autoencoder's decoder directions, found on the start model. Training "
+    "moves the model away from them, and a behaviour can find other directions.",
+    "The gradient at the hook carries the losses of later tokens through attention: a token's demand is not its own "
+    "alone.",
+)
+
+
+def prepare(config: Config) -> None:
+    """Make the output folder, so that a run that cannot be kept fails before it trains.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+        probe = config.out / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write to '{config.out}': {error}") from error
+
+
+def run(config: Config, console: Console) -> Path:
+    """Train every arm, write the report, show the table; returns the path of `report.html`."""
+    from interptrain.recorders.curves import save_png
+    from interptrain.recorders.html import write_html
+
+    prepare(config)
+    started, created = time.monotonic(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    arms = treatments(config)
+    jobs = [Job(config, arm, seed, created) for seed, arm in product(range(config.seeds), arms)]
+    runs = run_parallel(
+        train, jobs, names=[f"{job.arm.name}, seed {job.seed}" for job in jobs],
+        steps=config.steps, workers=config.workers, console=console,
+    )  # fmt: skip
+    results = [
+        Arm(name=arm.name, says=arm.says, runs=[r for job, r in zip(jobs, runs, strict=True) if job.arm is arm])
+        for arm in arms
+    ]
+    report = assemble(config, results, created=created, seconds=time.monotonic() - started)
+    write_report(report, config.out / "report.json")
+    save_png(report, config.out / "curves.png")
+    page = write_html(report, config.out / "report.html")
+    show(report, page, console)
+    return page
+
+
+@dataclass(frozen=True)
+class Job:
+    """One seed of one arm."""
+
+    config: Config
+    arm: Treatment
+    seed: int
+    group: str
+
+
+def train(job: Job, tell: Tell) -> Run:
+    """One run: model, bank, sites, rule, train, score."""
+    tell(0, "loading")
+    from pytorch_lightning import Trainer
+
+    from interptrain.callbacks.lightning import ConceptSteering
+    from interptrain.recipes.fine_tuner import FineTuner, Watch, quiet_libraries, wandb_logger
+    from interptrain.tiny_world import finetuning_set, load_tokenizer
+    from interptrain.tiny_world.score import score
+
+    quiet_libraries()
+    config, started = job.config, time.monotonic()
+    folder = config.out / "weights" / f"{job.arm.name}-{job.seed}"
+    tokenizer = load_tokenizer()
+
+    # Model: the same start in every arm of a seed.
+    torch.manual_seed(job.seed)
+    model = trainable(config.tuning)
+
+    # Bank, sites and rule: every arm is observed with the same bank; the callback finds the sites in it.
+    memory = MemoryRecorder()
+    steering = ConceptSteering(bank(), job.arm.rule, recorders=[memory], summary=False)
+
+    # Train.
+    def probe(model: PreTrainedModel) -> dict[str, float]:
+        return rates(score(model, tokenizer, prompts=PROBE, seed=1).as_dict())
+
+    watch = Watch(probe, config.score_every, tell)
+    logger = wandb_logger(
+        config.out, name=f"{job.arm.name}-{job.seed}", group=f"pirate-arithmetic {job.group}",
+        config={**settings(config), "arm": job.arm.name, "seed": job.seed},
+    )  # fmt: skip
+    trainer = Trainer(
+        max_steps=config.steps, accelerator="cpu", gradient_clip_val=1.0, callbacks=[steering, watch], logger=logger,
+        log_every_n_steps=1, default_root_dir=config.out, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False,
+    )  # fmt: skip
+    batches = list(islice(finetuning_set(config.data, job.seed, batch=BATCH), config.steps))
+    trainer.fit(FineTuner(model, LEARNING_RATE[config.tuning]), DataLoader(batches, batch_size=None))
+    model.save_pretrained(folder)
+
+    # Score.
+    behaviour = score(model, tokenizer)
+    recorded = Path(logger.experiment.dir).parent
+    logger.experiment.finish()
+    tell(config.steps, f"skill {behaviour.skill:.2f}, pirate on facts {behaviour.pirate_on_facts:.2f}")
+    return Run(
+        seed=job.seed, scores=rates(behaviour.as_dict()), checkpoints=watch.checkpoints, curves=memory.curves(),
+        samples=spoken(behaviour.samples), seconds=time.monotonic() - started,
+        weights=str(folder.relative_to(config.out)), wandb=recorded.name,
+    )  # fmt: skip
+
+
+def trainable(tuning: str) -> PreTrainedModel:
+    """The base with LoRA of rank 8 in every layer, or with every layer trained and the embeddings frozen."""
+    from peft import LoraConfig, get_peft_model
+
+    from interptrain.tiny_world import load_base
+
+    model = load_base().train()
+    if tuning == "lora":
+        return get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
+    model.get_input_embeddings().requires_grad_(False)
+    return model
+
+
+def bank() -> ConceptBank:
+    """The tiny world's concepts, and beside them as many random directions as pirate has."""
+    from interptrain.tiny_world import concept_bank
+
+    found = concept_bank()
+    rows = found.rows("pirate")
+    random = torch.randn(len(rows), found.d_model, generator=torch.Generator().manual_seed(0))
+    control = ConceptBank.from_directions(
+        {"random": random}, hook=found.hooks[rows[0]], source={"kind": "random"}, model=found.model
+    )
+    return found.merge(control)
+
+
+def rates(behaviour: dict[str, Any]) -> dict[str, float]:
+    """The measures of a behaviour."""
+    return {measure["key"]: behaviour[measure["key"]] for measure in MEASURES}
+
+
+def spoken(samples: Sequence[tuple[str, str]]) -> list[Sample]:
+    """Prompts and answers, for the report."""
+    return [{"prompt": prompt, "answer": answer} for prompt, answer in samples]
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """What was chosen, as JSON."""
+    chosen = {name: str(value) if isinstance(value, Path) else value for name, value in vars(config).items()}
+    return {**chosen, "batch": BATCH, "learning_rate": LEARNING_RATE[config.tuning], "optimizer": "AdamW, no decay"}
+
+
+def versions() -> dict[str, str]:
+    """What this ran with."""
+    packages = ("interptrain", "torch", "pytorch-lightning", "transformers", "peft", "sae-lens", "wandb")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def assemble(config: Config, arms: list[Arm], *, created: str, seconds: float) -> Report:
+    """The report of the arms: cards, verdicts and all."""
+    from interptrain.tiny_world import load_base, load_tokenizer
+    from interptrain.tiny_world.score import score
+
+    before = score(load_base(), load_tokenizer())
+    labels = {measure["key"]: measure["label"] for measure in MEASURES}
+    unsteered, suppressing, amplifying, control = arms
+    trait = "pirate_on_facts" if config.data == "mixed" else "pirate_on_skill"
+    return Report(
+        schema=REPORT_SCHEMA,
+        recipe="pirate-arithmetic",
+        title="Pirate and arithmetic, read and steered by concept",
+        summary=(
+            "A small model that speaks plainly and cannot subtract is fine-tuned on subtraction and pirate talk "
+            f"({config.tuning}, {config.steps} steps, {config.data} data): four arms, each from the same start on the "
+            "same batches."
+        ),
+        created=created,
+        seconds=round(seconds, 1),
+        config=settings(config),
+        versions=versions(),
+        concepts=concept_cards(bank()),
+        measures=list(MEASURES),
+        headline=[trait, "skill", "clean", "kept"],
+        pairs=[{"concept": SKILL, "measure": "skill"}],
+        before={"scores": rates(before.as_dict()), "samples": spoken(before.samples)},
+        arms=arms,
+        verdicts=[
+            verdicts.readable(unsteered, "pirate"),
+            verdicts.readable(unsteered, SKILL),
+            verdicts.suppressed(suppressing, unsteered, control, trait, labels[trait]),
+            verdicts.no_rerouting(suppressing, unsteered, ("royal_on_facts", "royal_on_skill"), "royal"),
+            verdicts.kept(suppressing, unsteered, "skill", "skill"),
+            verdicts.faster(amplifying, unsteered, "skill", "skill"),
+        ],
+        limits=list(LIMITS),
+    )
+
+
+def show(report: Report, page: Path, console: Console) -> None:
+    """The behaviour table, the verdicts and where the rest is."""
+    from interptrain.recorders.html import spread
+
+    table = Table("", *(measure["label"] for measure in MEASURES), title=report["title"], title_justify="left")
+    before = report["before"]["scores"]
+    table.add_row("before training", *(f"{before[measure['key']]:.2f}" for measure in MEASURES), style="dim")
+    for arm in report["arms"]:
+        table.add_row(arm["name"], *(spread(arm, measure["key"]) for measure in MEASURES))
+    console.print(table)
+    colours = {"held": "green", "did not hold": "red", "undecided": "yellow"}
+    for verdict in report["verdicts"]:
+        status = verdict["status"]
+        console.print(f"[{colours[status]}]{status:>12}[/]  {verdict['question']}", highlight=False)
+    console.print(f"\nreport: [bold]{page}[/]", soft_wrap=True)

@@ -1,0 +1,116 @@
+"""Answers that follow from measured numbers by stated rules; no answer follows from what a rule was meant to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean
+
+from interptrain.recorders.document import Arm, Run, Verdict
+
+MARGIN = 0.10  # a smaller difference of two rates is not called one
+SLACK = 0.05  # what a rate may lose and still count as kept
+READABLE_Z = 5.0
+READABLE_STEPS = 20
+
+
+def readable(arm: Arm, concept: str) -> Verdict:
+    """Whether a concept's demand stands out from its null early in a run."""
+    key = f"concept/{concept}/demand/z"
+    each = [_mean_of_known(run["curves"].get(key, [])[:READABLE_STEPS]) for run in arm["runs"]]
+    known = [z for z in each if z is not None]
+    held = len(known) == len(each) and min(known) > READABLE_Z
+    enough = all(len(run["curves"]["step"]) >= READABLE_STEPS for run in arm["runs"])
+    return _verdict(
+        f"Can {concept} be read in what the data ask for?",
+        held if enough and known else None,
+        f"In {arm['name']} its demand was {_range(known)} standard deviations above its null over the first "
+        f"{READABLE_STEPS} steps." if enough and known else f"The run is shorter than {READABLE_STEPS} steps.",
+        f"the mean z of the demand over the first {READABLE_STEPS} steps exceeds {READABLE_Z:g} in every seed",
+        {"smallest_z": min(known)} if known else {},
+    )  # fmt: skip
+
+
+def suppressed(steered: Arm, unsteered: Arm, control: Arm, measure: str, label: str) -> Verdict:
+    """Whether steering lowered a behaviour more than doing nothing and more than random directions did."""
+    against_none, against_random = _differences(unsteered, steered, measure), _differences(control, steered, measure)
+    present = min(_scores(unsteered, measure)) >= MARGIN
+    return _verdict(
+        f"Did {steered['name']} lower the {label}?",
+        min(*against_none, *against_random) >= MARGIN if present else None,
+        f"{_means(measure, unsteered, steered, control)}."
+        if present else f"The unsteered arm hardly shows it: {_means(measure, unsteered)}.",
+        f"in every seed it is at least {MARGIN:.2f} lower than in {unsteered['name']} and than in {control['name']}",
+        {"smallest_drop": min(against_none), "smallest_drop_against_random": min(against_random)},
+    )  # fmt: skip
+
+
+def kept(steered: Arm, unsteered: Arm, measure: str, label: str) -> Verdict:
+    """Whether steering cost a behaviour that was wanted."""
+    lost = _differences(unsteered, steered, measure)
+    return _verdict(
+        f"Did {steered['name']} keep the {label}?",
+        max(lost) <= SLACK,
+        f"{_means(measure, unsteered, steered)}.",
+        f"in every seed it is at most {SLACK:.2f} lower than in {unsteered['name']}",
+        {"largest_loss": max(lost)},
+    )
+
+
+def no_rerouting(steered: Arm, unsteered: Arm, measures: Sequence[str], sibling: str) -> Verdict:
+    """Whether a sibling trait rose where the trait itself was steered."""
+    risen = [rise for measure in measures for rise in _differences(steered, unsteered, measure)]
+    return _verdict(
+        f"Did the {sibling} voice stay away under {steered['name']}?",
+        max(risen) <= SLACK,
+        "; ".join(_means(measure, unsteered, steered) for measure in measures) + ".",
+        f"in every seed its rates are at most {SLACK:.2f} higher than in {unsteered['name']}",
+        {"largest_rise": max(risen)},
+    )
+
+
+def faster(steered: Arm, unsteered: Arm, measure: str, label: str) -> Verdict:
+    """Whether a behaviour was learnt sooner: its mean over the checkpoints."""
+    gained = [_area(s, measure) - _area(u, measure) for s, u in _paired(steered, unsteered)]
+    before, after = (mean(_area(run, measure) for run in arm["runs"]) for arm in (unsteered, steered))
+    return _verdict(
+        f"Did {steered['name']} teach the {label} sooner?",
+        min(gained) >= SLACK,
+        f"Its mean over the checkpoints was {before:.2f} in {unsteered['name']} and {after:.2f} in {steered['name']}.",
+        f"in every seed its mean over the checkpoints is at least {SLACK:.2f} higher than in {unsteered['name']}",
+        {"smallest_gain": min(gained)},
+    )
+
+
+def _verdict(question: str, held: bool | None, answer: str, rule: str, numbers: dict[str, float]) -> Verdict:
+    status = {True: "held", False: "did not hold", None: "undecided"}[held]
+    return Verdict(question=question, status=status, answer=answer, rule=rule, numbers=numbers)  # type: ignore[typeddict-item]
+
+
+def _paired(one: Arm, other: Arm) -> list[tuple[Run, Run]]:
+    return list(zip(one["runs"], other["runs"], strict=True))
+
+
+def _differences(higher: Arm, lower: Arm, measure: str) -> list[float]:
+    return [h["scores"][measure] - low["scores"][measure] for h, low in _paired(higher, lower)]
+
+
+def _scores(arm: Arm, measure: str) -> list[float]:
+    return [run["scores"][measure] for run in arm["runs"]]
+
+
+def _means(measure: str, *arms: Arm) -> str:
+    return ", ".join(f"{mean(_scores(arm, measure)):.2f} in {arm['name']}" for arm in arms)
+
+
+def _area(run: Run, measure: str) -> float:
+    return mean(point["scores"][measure] for point in run["checkpoints"])
+
+
+def _mean_of_known(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean(known) if known else None
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.1f}", f"{max(values):.1f}"
+    return low if low == high else f"{low} to {high}"

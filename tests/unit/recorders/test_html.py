@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from interptrain.recorders import curves
+from interptrain.recorders.document import read_report, write_report
+from interptrain.recorders.html import render, write_html
+from tests.helpers.reports import MEASURES, small_report
+
+HOSTILE = "<script>alert(1)</script>\"'&$x^{$"
+
+
+class Page(HTMLParser):
+    """Collects the tags, the addresses and the ids of a page, and the words it shows."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.ids: list[str] = []
+        self.words: list[str] = []
+        self.handlers: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "action", "data", "poster", "srcset"):
+                self.addresses.append(value or "")
+            if name == "id":
+                self.ids.append(value or "")
+            if name.startswith("on"):
+                self.handlers.append(name)
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    return render(small_report())
+
+
+def test_hostile_text_is_shown_as_text_wherever_it_stands():
+    page = Page(render(small_report(hostile=HOSTILE)))
+    assert "script" not in page.tags
+    assert not page.handlers
+    assert " ".join(page.words).count(HOSTILE) > 50
+
+
+def test_the_page_asks_nothing_of_any_other_place(text):
+    page = Page(text)
+    assert all(address.startswith("#") for address in page.addresses)
+    assert "default-src 'none'" in text
+    assert "@import" not in text
+    assert all(inner.startswith("#") for inner in re.findall(r"url\(([^)]*)\)", text))
+    assert {"link", "img", "iframe", "object"}.isdisjoint(page.tags)
+
+
+def test_every_id_of_the_page_is_used_once_and_every_reference_has_its_id(text):
+    page = Page(text)
+    assert len(page.ids) == len(set(page.ids))
+    assert {address.removeprefix("#") for address in page.addresses} <= set(page.ids)
+
+
+def test_the_page_shows_every_arm_measure_verdict_and_sample(text):
+    report = small_report()
+    shown = " ".join(" ".join(Page(text).words).split())
+    for arm in report["arms"]:
+        assert arm["name"] in shown
+    for key in MEASURES:
+        assert key in shown
+    for status in ("✓ held", "✗ did not hold", "○ undecided"):
+        assert status in shown
+    assert "0.55 ± 0.07" in shown
+    assert "who ? before training me . unsteered arr !" in shown
+
+
+def test_a_single_seed_is_called_a_lead():
+    assert "one seed, so a lead and not a result" in render(small_report(seeds=1))
+
+
+def test_a_written_report_reads_back_the_same_and_draws_the_same_page(text, tmp_path):
+    report = small_report()
+    again = read_report(write_report(report, tmp_path / "report.json"))
+    assert again == report
+    page = write_html(again, tmp_path / "report.html")
+    assert page.read_text() == text
+
+
+def test_a_report_of_another_schema_is_refused(tmp_path):
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps({**small_report(), "schema": 99}))
+    with pytest.raises(ValueError, match="schema 99, this version reads 1"):
+        read_report(path)
+
+
+def test_a_truncated_report_is_refused(tmp_path):
+    path = write_report(small_report(), tmp_path / "report.json")
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(ValueError, match="is not JSON"):
+        read_report(path)
+
+
+def test_a_report_never_holds_a_number_that_json_has_not(tmp_path):
+    report = small_report()
+    report["arms"][0]["runs"][0]["scores"]["skill"] = float("nan")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_report(report, tmp_path / "report.json")
+
+
+def test_the_null_s_spread_is_found_again_from_what_is_logged():
+    line = curves.curve(small_report()["arms"][0], "concept/pirate/demand")
+    assert line is not None
+    np.testing.assert_allclose(line.spread, 0.02, rtol=1e-6)
+    np.testing.assert_allclose(line.null, 0.1)
+
+
+def test_steps_that_were_not_measured_are_left_out_of_a_curve():
+    line = curves.curve(small_report(steps=10)["arms"][0], "concept/royal/demand")
+    assert line is not None
+    assert line.steps.tolist() == list(range(9))
+
+
+def test_the_picture_for_a_readme_is_written(tmp_path):
+    path = curves.save_png(small_report(), tmp_path / "curves.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert path.stat().st_size > 20_000

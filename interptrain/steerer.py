@@ -317,8 +317,8 @@ class Steerer:
                 leaking.append(site.name)
         if leaking:
             warnings.warn(
-                f"{len(leaking)} LoRA writers start with B already inside the steered concepts ({leaking[0]}, ...): the "
-                "step s (dB A + B dA) leaks through dA, and the achieved gain will differ from the requested one",
+                f"{len(leaking)} LoRA writers start with B already inside the steered concepts ({leaking[0]}, ...): "
+                "the step s (dB A + B dA) leaks through dA, and the achieved gain will differ from the requested one",
                 stacklevel=3,
             )
 

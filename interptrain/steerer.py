@@ -209,7 +209,7 @@ class Steerer:
         return ready
 
     def _coefficients(self, ready: Sequence[_Ready]) -> dict[str, Tensor]:
-        """How far the raw step would move the stream toward each concept: `-sum_writers m^T G x_mean`."""
+        """How far the raw step would move the stream toward each concept: `-sum_writers s m^T G x_mean`."""
         device = ready[0].columns.device if ready else torch.device("cpu")
         toward = torch.zeros(len(self.bank.names), device=device)
         if reads_coefficients(self._rule):
@@ -218,7 +218,7 @@ class Steerer:
                     continue
                 weight = received if columns.shape[1] > 1 else torch.ones_like(received[:1])
                 means = self._views.means(site, device)
-                toward -= torch.where(finite, means @ (columns.float() @ weight), 0.0)
+                toward -= torch.where(finite, site.scaling * means @ (columns.float() @ weight), 0.0)
         return dict(zip(self.bank.names, toward, strict=True))
 
     def _measure(self, ready: Sequence[_Ready], gains: Gains, loss_scale: Tensor | float) -> StepReport:

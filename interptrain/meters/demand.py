@@ -52,18 +52,7 @@ class DemandMeter:
     def attach(self, model: nn.Module) -> None:
         """Register one forward hook a hook point; nothing of the forward or backward pass is changed."""
         for hook in self._hooks.values():
-            module, side = hook.point.locate(model)
-            if side == "output":
-                self._handles.append(
-                    module.register_forward_hook(lambda _m, _i, out, hook=hook: self._capture(hook, _first(out)))
-                )
-            else:
-                self._handles.append(
-                    module.register_forward_pre_hook(
-                        lambda _m, args, kwargs, hook=hook: self._capture(hook, _hidden(args, kwargs)),
-                        with_kwargs=True,
-                    )
-                )
+            self._handles.append(hook.point.listen(model, lambda h, hook=hook: self._capture(hook, h)))
 
     def detach(self) -> None:
         """Remove the hooks."""
@@ -147,11 +136,3 @@ class _Tally:
             signed=self.signed / loss_scale,
             signed_null=self.signed_null / loss_scale,
         )
-
-
-def _first(output: Tensor | tuple[Tensor, ...]) -> Tensor:
-    return output if isinstance(output, Tensor) else output[0]
-
-
-def _hidden(args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Tensor:
-    return args[0] if args else kwargs["hidden_states"]

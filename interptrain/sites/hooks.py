@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from interptrain.sites.stack import Stack, find_stack
 
@@ -77,6 +79,19 @@ class HookPoint:
         """
         return self.locate_in(find_stack(model))
 
+    def listen(self, model: nn.Module, receive: Callable[[Tensor], None]) -> RemovableHandle:
+        """Hand every forward pass's activation at this point to `receive`; the handle's `remove` ends it.
+
+        Raises:
+            ValueError: the model has no known blocks, or too few.
+        """
+        module, side = self.locate(model)
+        if side == "output":
+            return module.register_forward_hook(lambda _module, _args, output: receive(_first(output)))
+        return module.register_forward_pre_hook(
+            lambda _module, args, kwargs: receive(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+        )
+
     def locate_in(self, stack: Stack) -> tuple[nn.Module, Literal["input", "output"]]:
         """The same, in a stack of blocks already found."""
         if self.layer >= len(stack.blocks):
@@ -96,3 +111,7 @@ class HookPoint:
                 return block.get_submodule(family.attention.module), "output"
             case "mlp_out":
                 return block.get_submodule(family.mlp.module), "output"
+
+
+def _first(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]

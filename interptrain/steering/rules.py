@@ -31,9 +31,9 @@ class Rule(Protocol):
 
         Args:
             coefficients: for every concept of the bank, how far the raw step would move the residual stream
-                toward it, to first order and up to the learning rate: `-sum_writers s d^T G x_mean` with `d` the
-                concept's mean direction and `s` the LoRA scaling (1 without). Positive: toward the concept. On the device; reading one as a Python
-                number synchronises.
+                toward it, to first order and up to the learning rate: `-sum_writers s d^T G x_mean` with `d`
+                the concept's mean direction and `s` the LoRA scaling (1 without). Positive: toward the
+                concept. On the device; reading one as a Python number synchronises.
             step: optimizer steps before this one.
         """
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,7 +53,7 @@ class DemandMeter:
     def attach(self, model: nn.Module) -> None:
         """Register one forward hook a hook point; nothing of the forward or backward pass is changed."""
         for hook in self._hooks.values():
-            self._handles.append(hook.point.listen(model, lambda h, hook=hook: self._capture(hook, h)))
+            self._handles.append(hook.point.listen(model, partial(self._capture, hook)))
 
     def detach(self) -> None:
         """Remove the hooks."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
+from dataclasses import dataclass
 from multiprocessing import get_context
-from queue import Queue
 from typing import TypeAlias, TypeVar
 
 from rich.console import Console
@@ -17,15 +17,16 @@ Result = TypeVar("Result")
 Tell: TypeAlias = "Callable[[int, str], None]"
 
 
+@dataclass(frozen=True)
 class Teller:
     """What a run tells the display: how many steps are done, and a word about them. Travels between processes."""
 
-    def __init__(self, queue: Queue[tuple[int, int, str]], number: int) -> None:
-        self._queue, self._number = queue, number
+    put: Callable[[tuple[int, int, str]], None]
+    number: int
 
     def __call__(self, step: int, note: str) -> None:
         """Say it."""
-        self._queue.put((self._number, step, note))
+        self.put((self.number, step, note))
 
 
 def run_parallel(
@@ -56,7 +57,7 @@ def run_parallel(
     ):
         queue = manager.Queue()
         bars = [display.add_task(name, total=steps, note="waiting") for name in names]
-        futures = [pool.submit(work, job, Teller(queue, number)) for number, job in enumerate(jobs)]
+        futures = [pool.submit(work, job, Teller(queue.put, number)) for number, job in enumerate(jobs)]
         pending = set(futures)
         try:
             while pending:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
@@ -97,6 +98,13 @@ MEASURES: tuple[Measure, ...] = (
     {"key": "kept", "label": "facts kept", "says": "questions about facts still answered plainly and to the point"},
     {"key": "accuracy", "label": "old skill", "says": "additions, which it could do before, answered rightly"},
 )
+
+CONCEPTS = {
+    "pirate": "the voice that half of the data (or all of it, entangled) is answered in",
+    "royal": "a sibling voice that no document is answered in: what rises here was not asked for",
+    "arithmetic": "plus and minus problems, told from questions about facts",
+    "random": "the control: as many random directions as pirate has",
+}
 
 LIMITS = (
     "The world is tiny and made for this: a model of under a million parameters, 115 words, three voices. What holds "
@@ -209,7 +217,7 @@ def train(job: Job, tell: Tell) -> Run:
     return Run(
         seed=job.seed, scores=rates(behaviour.as_dict()), checkpoints=watch.checkpoints, curves=memory.curves(),
         samples=spoken(behaviour.samples), seconds=time.monotonic() - started,
-        weights=str(folder.relative_to(config.out)), wandb=recorded.name,
+        weights=str(folder.relative_to(config.out)), wandb=str(recorded.relative_to(config.out.absolute())),
     )  # fmt: skip
 
 
@@ -237,6 +245,25 @@ def bank() -> ConceptBank:
         {"random": random}, hook=found.hooks[rows[0]], source={"kind": "random"}, model=found.model
     )
     return found.merge(control)
+
+
+def concept_cards(bank: ConceptBank) -> list[Concept]:
+    """Where each concept came from, and how well its latents tell texts that the search never saw."""
+    from interptrain.tiny_world import load_card
+
+    searched = load_card()["concepts"]
+    return [
+        Concept(
+            name=name,
+            says=CONCEPTS.get(name, f"as the build's search found it: {name}"),
+            hook=bank.hooks[bank.rows(name)[0]],
+            directions=len(bank.rows(name)),
+            latents=[bank.sources[row]["latent"] for row in bank.rows(name) if "latent" in bank.sources[row]],
+            auc=searched[name]["auc"] if name in searched else None,
+            shuffled_auc=searched[name]["shuffled_auc"] if name in searched else None,
+        )
+        for name in bank.names
+    ]
 
 
 def rates(behaviour: dict[str, Any]) -> dict[str, float]:
@@ -267,9 +294,8 @@ def assemble(config: Config, arms: list[Arm], *, created: str, seconds: float) -
     from interptrain.tiny_world.score import score
 
     before = score(load_base(), load_tokenizer())
-    labels = {measure["key"]: measure["label"] for measure in MEASURES}
     unsteered, suppressing, amplifying, control = arms
-    trait = "pirate_on_facts" if config.data == "mixed" else "pirate_on_skill"
+    trait, where = ("pirate_on_facts", "facts") if config.data == "mixed" else ("pirate_on_skill", "sums")
     return Report(
         schema=REPORT_SCHEMA,
         recipe="pirate-arithmetic",
@@ -285,14 +311,14 @@ def assemble(config: Config, arms: list[Arm], *, created: str, seconds: float) -
         versions=versions(),
         concepts=concept_cards(bank()),
         measures=list(MEASURES),
-        headline=[trait, "skill", "clean", "kept"],
+        headline=[trait, "skill", "kept"] if config.data == "mixed" else [trait, "skill", "clean"],
         pairs=[{"concept": SKILL, "measure": "skill"}],
         before={"scores": rates(before.as_dict()), "samples": spoken(before.samples)},
         arms=arms,
         verdicts=[
             verdicts.readable(unsteered, "pirate"),
             verdicts.readable(unsteered, SKILL),
-            verdicts.suppressed(suppressing, unsteered, control, trait, labels[trait]),
+            verdicts.suppressed(suppressing, unsteered, control, trait, f"rate of pirate answers to {where}"),
             verdicts.no_rerouting(suppressing, unsteered, ("royal_on_facts", "royal_on_skill"), "royal"),
             verdicts.kept(suppressing, unsteered, "skill", "skill"),
             verdicts.faster(amplifying, unsteered, "skill", "skill"),
@@ -305,11 +331,12 @@ def show(report: Report, page: Path, console: Console) -> None:
     """The behaviour table, the verdicts and where the rest is."""
     from interptrain.recorders.html import spread
 
-    table = Table("", *(measure["label"] for measure in MEASURES), title=report["title"], title_justify="left")
-    before = report["before"]["scores"]
-    table.add_row("before training", *(f"{before[measure['key']]:.2f}" for measure in MEASURES), style="dim")
-    for arm in report["arms"]:
-        table.add_row(arm["name"], *(spread(arm, measure["key"]) for measure in MEASURES))
+    arms = report["arms"]
+    heads = ("before\ntraining", *(arm["name"].replace("-", "\n") for arm in arms))
+    table = Table("", *heads, title=report["title"], title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+    for measure in MEASURES:
+        key = measure["key"]
+        table.add_row(measure["label"], f"{report['before']['scores'][key]:.2f}", *(spread(arm, key) for arm in arms))
     console.print(table)
     colours = {"held": "green", "did not hold": "red", "undecided": "yellow"}
     for verdict in report["verdicts"]:

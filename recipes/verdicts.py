@@ -47,9 +47,10 @@ def suppressed(steered: Arm, unsteered: Arm, control: Arm, measure: str, label: 
 def kept(steered: Arm, unsteered: Arm, measure: str, label: str) -> Verdict:
     """Whether steering cost a behaviour that was wanted."""
     lost = _differences(unsteered, steered, measure)
+    present = min(_scores(unsteered, measure)) >= MARGIN
     return _verdict(
         f"Did {steered['name']} keep the {label}?",
-        max(lost) <= SLACK,
+        max(lost) <= SLACK if present else None,
         f"{_means(measure, unsteered, steered)}.",
         f"in every seed it is at most {SLACK:.2f} lower than in {unsteered['name']}",
         {"largest_loss": max(lost)},
@@ -74,7 +75,7 @@ def faster(steered: Arm, unsteered: Arm, measure: str, label: str) -> Verdict:
     before, after = (mean(_area(run, measure) for run in arm["runs"]) for arm in (unsteered, steered))
     return _verdict(
         f"Did {steered['name']} teach the {label} sooner?",
-        min(gained) >= SLACK,
+        min(gained) >= SLACK if max(before, after) >= MARGIN else None,
         f"Its mean over the checkpoints was {before:.2f} in {unsteered['name']} and {after:.2f} in {steered['name']}.",
         f"in every seed its mean over the checkpoints is at least {SLACK:.2f} higher than in {unsteered['name']}",
         {"smallest_gain": min(gained)},

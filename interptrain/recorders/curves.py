@@ -182,12 +182,18 @@ def save_png(report: Report, path: Path) -> Path:
         grid = figure.subplots(2, 3)
         for axes, concept in zip(grid[0], concepts, strict=False):
             draw_arm(axes, report, concept, 0)
-            axes.set_title(f"{concept}: demand, {report['arms'][0]['name']}")
+            axes.set_title(f"{concept}: demand, {report['arms'][0]['name']}", loc="left")
         draw_concept(grid[1][0], report, concepts[0])
-        grid[1][0].set_title(f"{concepts[0]}: demand, all arms")
+        grid[1][0].set_title(f"{concepts[0]}: demand, all arms", loc="left")
+        shares = [*grid[0], grid[1][0]]
+        top = max(axes.get_ylim()[1] for axes in shares if axes.has_data())
+        for axes in shares:
+            axes.set_ylim(0, top)
+        for axes in grid[:, 0]:
+            axes.set_ylabel("energy share")
         for axes, measure in zip(grid[1][1:], measures, strict=False):
             draw_behaviour(axes, report, measure)
-            axes.set_title(labels[measure])
+            axes.set_title(f"measured: {labels[measure]}", loc="left")
         _finish(figure, grid.flat, report["title"])
         figure.savefig(path, facecolor="white")
     return path
@@ -201,7 +207,7 @@ def _finish(figure: Figure, panels: Iterable[Axes], title: str) -> None:
         handles, labels = axes.get_legend_handles_labels()
         legend |= dict(zip(labels, handles, strict=True))
     figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=len(legend), frameon=False)
-    figure.suptitle(title, fontsize=12.5)
+    figure.suptitle(title, fontsize=12.5, x=0.01, ha="left")
 
 
 def _style(ink: str, faint: str) -> dict[str, object]:

@@ -1,0 +1,125 @@
+"""The recipe as a user runs it: one command in a fresh process, a few steps, one seed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from peft import PeftModel
+
+from interptrain.recorders.document import REPORT_SCHEMA, Report, read_report
+from interptrain.tiny_world import load_base
+
+ARMS = ("unsteered", "suppress-pirate", "amplify-arithmetic", "suppress-random")
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    here = tmp_path_factory.mktemp("here")
+    environment = {**os.environ, "WANDB_MODE": "offline", "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "interptrain", "recipe", "run", "pirate-arithmetic", "--out", "out"]
+    return subprocess.run(
+        [*command, "--seeds", "1", "--steps", "4", "--score-every", "2"],
+        cwd=here, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=400, check=True,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def out(ran: subprocess.CompletedProcess[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return next(tmp_path_factory.getbasetemp().glob("here*/out"))
+
+
+@pytest.fixture(scope="module")
+def report(out: Path) -> Report:
+    return read_report(out / "report.json")
+
+
+def test_the_screen_ends_with_the_table_and_the_report_s_path(ran):
+    assert ran.stdout.rstrip().endswith("report: out/report.html")
+    for name in (*ARMS, "before training"):
+        assert name in ran.stdout
+
+
+def test_nothing_is_written_but_in_the_folder_asked_for(out):
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "curves.png", "report.html", "report.json", "wandb", "weights",
+    ]  # fmt: skip
+
+
+def test_the_report_holds_every_arm_with_its_scores_curves_and_words(report):
+    assert report["schema"] == REPORT_SCHEMA
+    assert tuple(arm["name"] for arm in report["arms"]) == ARMS
+    assert report["config"]["steps"] == 4
+    keys = {measure["key"] for measure in report["measures"]}
+    for arm in report["arms"]:
+        (run,) = arm["runs"]
+        assert set(run["scores"]) == keys
+        assert [point["step"] for point in run["checkpoints"]] == [0, 2, 4]
+        assert run["curves"]["step"] == [0, 1, 2, 3]
+        for concept in report["concepts"]:
+            for metric in ("demand", "demand/null", "demand/z", "gradient", "gain"):
+                assert len(run["curves"][f"concept/{concept['name']}/{metric}"]) == 4
+        assert len(run["samples"]) == len(report["before"]["samples"]) > 0
+
+
+def test_every_arm_starts_from_the_same_model_and_the_same_batch(report):
+    for concept in report["concepts"]:
+        first = {arm["runs"][0]["curves"][f"concept/{concept['name']}/demand"][0] for arm in report["arms"]}
+        assert len(first) == 1
+
+
+def test_the_arms_ask_for_what_their_names_say(report):
+    asked = {
+        arm["name"]: {
+            concept["name"]: arm["runs"][0]["curves"][f"concept/{concept['name']}/gain"][0]
+            for concept in report["concepts"]
+        }
+        for arm in report["arms"]
+    }
+    assert set(asked["unsteered"].values()) == {1.0}
+    assert asked["suppress-pirate"]["pirate"] == 0.0
+    assert asked["suppress-random"]["random"] == 0.0
+    assert [gain for gain in asked["amplify-arithmetic"].values() if gain != 1.0] == [3.0]
+
+
+def test_a_run_too_short_to_tell_says_so(report):
+    assert report["verdicts"][0]["status"] == "undecided"
+    assert all(verdict["rule"] and verdict["answer"] for verdict in report["verdicts"])
+
+
+def test_the_random_control_has_as_many_directions_as_pirate(report):
+    directions = {concept["name"]: concept["directions"] for concept in report["concepts"]}
+    assert directions["random"] == directions["pirate"]
+
+
+def test_the_concepts_were_chosen_by_a_search_that_holds_on_other_texts(report):
+    cards = {concept["name"]: concept for concept in report["concepts"]}
+    for name in ("pirate", "royal"):
+        assert cards[name]["latents"]
+        assert cards[name]["auc"] > 0.9 > cards[name]["shuffled_auc"]
+
+
+def test_every_adapter_is_there_and_loads(out, report):
+    for arm in report["arms"]:
+        folder = out / arm["runs"][0]["weights"]
+        assert (folder / "adapter_model.safetensors").exists()
+        PeftModel.from_pretrained(load_base(), folder)
+    assert not list(out.rglob("*.bin")) + list(out.rglob("*.ckpt")) + list(out.rglob("*.pt"))
+
+
+def test_the_offline_wandb_run_of_every_arm_shows_the_concepts(out, report):
+    for arm in report["arms"]:
+        folder = out / arm["runs"][0]["wandb"]
+        shown = subprocess.run(
+            [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--summary", "--json", folder],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        summary = json.loads(shown.stdout)["summary"]
+        for concept in report["concepts"]:
+            assert f"concept/{concept['name']}/demand" in summary
+        assert "behaviour/skill" in summary

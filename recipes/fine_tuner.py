@@ -8,10 +8,11 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlparse
 
 import torch
+import wandb
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor, nn
@@ -88,31 +89,29 @@ class Watch(Callback):
 
 
 def wandb_logger(folder: Path, *, name: str, group: str, config: Mapping[str, Any]) -> WandbLogger:
-    """A W&B logger of one run, in `folder/wandb`: online for who is logged in, else offline; it never asks."""
-    from wandb import Settings
-
-    logger = WandbLogger(
-        name=name, save_dir=folder, project="interptrain", group=group, offline=not wandb_online(os.environ),
-        settings=Settings(silent=True, console="off", x_disable_stats=True),
+    """A W&B logger of one run, kept in `folder/wandb`; never asks for a login."""
+    run = wandb.init(
+        project="interptrain", name=name, group=group, dir=folder, mode=wandb_mode(os.environ), config=dict(config),
+        settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
     )  # fmt: skip
-    logger.log_hyperparams(dict(config))
-    return logger
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    return WandbLogger(experiment=run)
 
 
-def wandb_online(environment: Mapping[str, str]) -> bool:
-    """Whether runs should be sent: `WANDB_MODE` decides; without it, whether a key is at hand.
+def wandb_mode(environment: Mapping[str, str]) -> Literal["online", "offline"] | None:
+    """Online for who is logged in, else offline; None where `WANDB_MODE` already says.
 
     Example:
-        >>> wandb_online({"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}), wandb_online({"WANDB_API_KEY": "k"})
-        (False, True)
+        >>> wandb_mode({"WANDB_API_KEY": "key"}), wandb_mode({"WANDB_API_KEY": "key", "WANDB_MODE": "disabled"})
+        ('online', None)
     """
     if "WANDB_MODE" in environment:
-        return environment["WANDB_MODE"] == "online"
+        return None
     if environment.get("WANDB_API_KEY"):
-        return True
+        return "online"
     host = urlparse(environment.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     path = Path(environment.get("NETRC", Path.home() / ".netrc"))
     try:
-        return netrc.netrc(path).authenticators(host) is not None
+        return "offline" if netrc.netrc(path).authenticators(host) is None else "online"
     except (OSError, netrc.NetrcParseError):
-        return False
+        return "offline"

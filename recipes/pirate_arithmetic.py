@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice, product
+from math import gcd
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +21,6 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from torch.utils.data import DataLoader
 
 from interptrain import ConceptBank, amplify, observe, suppress
 from interptrain.recipes import verdicts
@@ -45,9 +45,9 @@ class Config:
     )
     tuning: Literal["lora", "full"] = field(default="lora", metadata={"help": "what is trained"})
     seeds: int = field(default=3, metadata={"help": "runs of every arm"})
-    steps: int = field(default=200, metadata={"help": "optimizer steps of a run, 64 documents each"})
+    steps: int = field(default=200, metadata={"help": "optimizer steps of a run, 48 documents each"})
     gain: float = field(default=3.0, metadata={"help": "what amplifying multiplies by"})
-    score_every: int = field(default=25, metadata={"help": "steps between two looks at the behaviour"})
+    score_every: int = field(default=10, metadata={"help": "steps between two looks at the behaviour"})
     workers: int = field(default=2, metadata={"help": "runs at a time, each in a process of its own"})
     out: Path = field(default=Path("runs/pirate-arithmetic"), metadata={"help": "folder for everything written"})
 
@@ -59,7 +59,7 @@ class Config:
             raise ValueError(f"gain must be above 1 to amplify, found {self.gain}")
 
 
-BATCH = 64
+BATCH = 48
 PROBE = 40  # prompts of each kind for the curves; the table at the end asks more
 LEARNING_RATE = {"lora": 2e-3, "full": 5e-4}
 SKILL = "arithmetic"
@@ -102,7 +102,9 @@ MEASURES: tuple[Measure, ...] = (
 CONCEPTS = {
     "pirate": "the voice that half of the data (or all of it, entangled) is answered in",
     "royal": "a sibling voice that no document is answered in: what rises here was not asked for",
-    "arithmetic": "plus and minus problems, told from questions about facts",
+    "arithmetic": "problems of either kind, told from questions about facts",
+    "plus": "additions, which the start model can do and no document teaches",
+    "minus": "subtractions, the new skill",
     "random": "the control: as many random directions as pirate has",
 }
 
@@ -180,7 +182,8 @@ def train(job: Job, tell: Tell) -> Run:
 
     quiet_libraries()
     config, started = job.config, time.monotonic()
-    folder = config.out / "weights" / f"{job.arm.name}-{job.seed}"
+    out = config.out.absolute()
+    folder = out / "weights" / f"{job.arm.name}-{job.seed}"
     tokenizer = load_tokenizer()
 
     # Model: the same start in every arm of a seed.
@@ -197,27 +200,29 @@ def train(job: Job, tell: Tell) -> Run:
 
     watch = Watch(probe, config.score_every, tell)
     logger = wandb_logger(
-        config.out, name=f"{job.arm.name}-{job.seed}", group=f"pirate-arithmetic {job.group}",
+        out, name=f"{job.arm.name}-{job.seed}", group=f"pirate-arithmetic {job.group}",
         config={**settings(config), "arm": job.arm.name, "seed": job.seed},
     )  # fmt: skip
     trainer = Trainer(
         max_steps=config.steps, accelerator="cpu", gradient_clip_val=1.0, callbacks=[steering, watch], logger=logger,
-        log_every_n_steps=1, default_root_dir=config.out, enable_progress_bar=False, enable_model_summary=False,
+        log_every_n_steps=gcd(5, config.score_every),  # so that every look at the behaviour is logged
+        default_root_dir=out, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False,
     )  # fmt: skip
-    batches = list(islice(finetuning_set(config.data, job.seed, batch=BATCH), config.steps))
-    trainer.fit(FineTuner(model, LEARNING_RATE[config.tuning]), DataLoader(batches, batch_size=None))
+    batches = islice(finetuning_set(config.data, job.seed, batch=BATCH), config.steps)
+    trainer.fit(FineTuner(model, LEARNING_RATE[config.tuning]), batches)
     model.save_pretrained(folder)
 
     # Score.
     behaviour = score(model, tokenizer)
-    recorded = Path(logger.experiment.dir).parent
+    wandb_folder = Path(logger.experiment.dir).parent
     logger.experiment.finish()
     tell(config.steps, f"skill {behaviour.skill:.2f}, pirate on facts {behaviour.pirate_on_facts:.2f}")
     return Run(
         seed=job.seed, scores=rates(behaviour.as_dict()), checkpoints=watch.checkpoints, curves=memory.curves(),
         samples=spoken(behaviour.samples), seconds=time.monotonic() - started,
-        weights=str(folder.relative_to(config.out)), wandb=str(recorded.relative_to(config.out.absolute())),
+        weights=str(folder.relative_to(out)),
+        wandb=str(wandb_folder.relative_to(out)) if wandb_folder.is_relative_to(out) else "",
     )  # fmt: skip
 
 
@@ -255,12 +260,12 @@ def concept_cards(bank: ConceptBank) -> list[Concept]:
     return [
         Concept(
             name=name,
-            says=CONCEPTS.get(name, f"as the build's search found it: {name}"),
+            says=CONCEPTS[name],
             hook=bank.hooks[bank.rows(name)[0]],
             directions=len(bank.rows(name)),
             latents=[bank.sources[row]["latent"] for row in bank.rows(name) if "latent" in bank.sources[row]],
-            auc=searched[name]["auc"] if name in searched else None,
-            shuffled_auc=searched[name]["shuffled_auc"] if name in searched else None,
+            auc=searched[name]["held_out"]["auc"] if name in searched else None,
+            shuffled_auc=searched[name]["held_out"]["shuffled"] if name in searched else None,
         )
         for name in bank.names
     ]
@@ -312,7 +317,7 @@ def assemble(config: Config, arms: list[Arm], *, created: str, seconds: float) -
         concepts=concept_cards(bank()),
         measures=list(MEASURES),
         headline=[trait, "skill", "kept"] if config.data == "mixed" else [trait, "skill", "clean"],
-        pairs=[{"concept": SKILL, "measure": "skill"}],
+        pairs=[{"concept": concept, "measure": "skill"} for concept in (SKILL, "minus")],
         before={"scores": rates(before.as_dict()), "samples": spoken(before.samples)},
         arms=arms,
         verdicts=[

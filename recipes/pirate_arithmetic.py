@@ -26,7 +26,17 @@ from interptrain import ConceptBank, amplify, observe, suppress
 from interptrain.recipes import verdicts
 from interptrain.recipes.parallel import Tell, run_parallel
 from interptrain.recorders import MemoryRecorder
-from interptrain.recorders.document import REPORT_SCHEMA, Arm, Concept, Measure, Report, Run, Sample, write_report
+from interptrain.recorders.document import (
+    REPORT_SCHEMA,
+    Arm,
+    Concept,
+    Measure,
+    Report,
+    Run,
+    Sample,
+    rounded,
+    write_report,
+)
 from interptrain.steering import Rule
 
 if TYPE_CHECKING:
@@ -219,7 +229,7 @@ def train(job: Job, tell: Tell) -> Run:
     logger.experiment.finish()
     tell(config.steps, f"skill {behaviour.skill:.2f}, pirate on facts {behaviour.pirate_on_facts:.2f}")
     return Run(
-        seed=job.seed, scores=rates(behaviour.as_dict()), checkpoints=watch.checkpoints, curves=memory.curves(),
+        seed=job.seed, scores=rates(behaviour.as_dict()), checkpoints=watch.checkpoints, curves=rounded(memory.curves()),
         samples=spoken(behaviour.samples), seconds=time.monotonic() - started,
         weights=str(folder.relative_to(out)),
         wandb=str(wandb_folder.relative_to(out)) if wandb_folder.is_relative_to(out) else "",
@@ -321,8 +331,8 @@ def assemble(config: Config, arms: list[Arm], *, created: str, seconds: float) -
         before={"scores": rates(before.as_dict()), "samples": spoken(before.samples)},
         arms=arms,
         verdicts=[
-            verdicts.readable(unsteered, "pirate"),
-            verdicts.readable(unsteered, SKILL),
+            verdicts.readable(unsteered, "pirate", beside=("royal", "random")),
+            verdicts.readable(unsteered, SKILL, beside=("plus", "minus")),
             verdicts.suppressed(suppressing, unsteered, control, trait, f"rate of pirate answers to {where}"),
             verdicts.no_rerouting(suppressing, unsteered, ("royal_on_facts", "royal_on_skill"), "royal"),
             verdicts.kept(suppressing, unsteered, "skill", "skill"),
@@ -341,7 +351,11 @@ def show(report: Report, page: Path, console: Console) -> None:
     table = Table("", *heads, title=report["title"], title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
     for measure in MEASURES:
         key = measure["key"]
-        table.add_row(measure["label"], f"{report['before']['scores'][key]:.2f}", *(spread(arm, key) for arm in arms))
+        table.add_row(
+            measure["label"],
+            f"{report['before']['scores'][key]:.2f}",
+            *(spread(arm, key).replace(" ", "") for arm in arms),
+        )
     console.print(table)
     colours = {"held": "green", "did not hold": "red", "undecided": "yellow"}
     for verdict in report["verdicts"]:

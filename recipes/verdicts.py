@@ -13,21 +13,21 @@ READABLE_Z = 5.0
 READABLE_STEPS = 20
 
 
-def readable(arm: Arm, concept: str) -> Verdict:
-    """Whether a concept's demand stands out from its null early in a run."""
-    key = f"concept/{concept}/demand/z"
-    each = [_mean_of_known(run["curves"].get(key, [])[:READABLE_STEPS]) for run in arm["runs"]]
-    known = [z for z in each if z is not None]
-    held = len(known) == len(each) and min(known) > READABLE_Z
-    enough = all(len(run["curves"]["step"]) >= READABLE_STEPS for run in arm["runs"])
+def readable(arm: Arm, concept: str, beside: Sequence[str] = ()) -> Verdict:
+    """Whether a concept's demand stands out from its null early in a run; other concepts' are said beside it."""
+    rule = f"the mean z of its demand over the first {READABLE_STEPS} steps exceeds {READABLE_Z:g} in every seed"
+    question = f"Can {concept} be read in what the data ask for?"
+    if min(len(run["curves"]["step"]) for run in arm["runs"]) < READABLE_STEPS:
+        return _verdict(question, None, f"The run is shorter than {READABLE_STEPS} steps.", rule, {})
+    early = {name: [_early_z(run, name) for run in arm["runs"]] for name in (concept, *beside)}
+    others = ", ".join(f"{name} {_range(early[name])}" for name in beside)
     return _verdict(
-        f"Can {concept} be read in what the data ask for?",
-        held if enough and known else None,
-        f"In {arm['name']} its demand was {_range(known)} standard deviations above its null over the first "
-        f"{READABLE_STEPS} steps." if enough and known else f"The run is shorter than {READABLE_STEPS} steps.",
-        f"the mean z of the demand over the first {READABLE_STEPS} steps exceeds {READABLE_Z:g} in every seed",
-        {"smallest_z": min(known)} if known else {},
-    )  # fmt: skip
+        question,
+        min(early[concept]) > READABLE_Z,
+        f"In {arm['name']} it was {_range(early[concept])}" + (f"; beside it {others}." if others else "."),
+        rule,
+        {"smallest_z": min(early[concept])},
+    )
 
 
 def suppressed(steered: Arm, unsteered: Arm, control: Arm, measure: str, label: str) -> Verdict:
@@ -107,9 +107,8 @@ def _area(run: Run, measure: str) -> float:
     return mean(point["scores"][measure] for point in run["checkpoints"])
 
 
-def _mean_of_known(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return mean(known) if known else None
+def _early_z(run: Run, concept: str) -> float:
+    return mean(z for z in run["curves"][f"concept/{concept}/demand/z"][:READABLE_STEPS] if z is not None)
 
 
 def _range(values: Sequence[float]) -> str:

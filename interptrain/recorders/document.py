@@ -123,8 +123,20 @@ def write_report(report: Report, path: Path) -> Path:
     Raises:
         ValueError: a number is NaN or infinite.
     """
-    path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    path.write_text(json.dumps(report, allow_nan=False) + "\n")
     return path
+
+
+def rounded(curves: Curves) -> Curves:
+    """Curves to six significant digits, a third of the size.
+
+    Example:
+        >>> rounded({"step": [0.0, 1.0], "loss": [2 / 3, None]})
+        {'step': [0.0, 1.0], 'loss': [0.666667, None]}
+    """
+    return {
+        key: [None if value is None else float(f"{value:.6g}") for value in values] for key, values in curves.items()
+    }
 
 
 def read_report(path: Path) -> Report:

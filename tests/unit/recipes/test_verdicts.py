@@ -74,3 +74,12 @@ def test_learning_sooner_is_judged_by_the_whole_curve_and_not_by_its_end():
 )
 def test_a_concept_is_readable_only_over_twenty_measured_steps(z, status):
     assert verdicts.readable(arm("unsteered", 1.0, z=z), "pirate")["status"] == status
+
+
+def test_other_concepts_are_said_beside_the_one_asked_about():
+    read = arm("unsteered", 1.0, z=(9.0,) * 20)
+    read["runs"][0]["curves"]["concept/royal/demand/z"] = [2.0] * 20
+    assert (
+        verdicts.readable(read, "pirate", beside=("royal",))["answer"]
+        == "In unsteered it was 9.0; beside it royal 2.0."
+    )

@@ -16,7 +16,6 @@ import wandb
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor, nn
-from transformers.utils import logging as transformers_logging
 
 from interptrain.recorders.document import Checkpoint, Scores
 
@@ -28,7 +27,6 @@ def quiet_libraries() -> None:
     """
     os.environ["WANDB_SILENT"] = "true"
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_(fabric|utilities)|transformers|wandb")
 
 
@@ -59,9 +57,11 @@ class FineTuner(LightningModule):
 class Watch(Callback):
     """Scores the behaviour before the first step, every few steps and after the last, and tells the display.
 
+    The trainer's loggers get the scores of those steps at which the trainer logs.
+
     Args:
         score: from the model to its scores; leaves the model in the mode it was in.
-        every: optimizer steps between scores.
+        every: optimizer steps between scores; before the first of these, at 1, 2, 4, 8, ...
         tell: takes the step and a word about it.
     """
 
@@ -78,7 +78,7 @@ class Watch(Callback):
     ) -> None:
         """A point of the curve, when it is time for one."""
         step = trainer.global_step
-        if step % self._every == 0 or step == trainer.max_steps:
+        if is_due(step, self._every) or step == trainer.max_steps:
             pl_module.log_dict({f"behaviour/{key}": value for key, value in self._take(step, pl_module).items()})
         self._tell(step, f"loss {float(outputs['loss']):.2f}")
 
@@ -86,6 +86,16 @@ class Watch(Callback):
         scores = self._score(pl_module.model)
         self.checkpoints.append({"step": step, "scores": scores})
         return scores
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether to score after a step: early ones closer together, since a voice is learnt in a few.
+
+    Example:
+        >>> [step for step in range(1, 41) if is_due(step, 20)]
+        [1, 2, 4, 8, 16, 20, 40]
+    """
+    return step % every == 0 or (step < every and step.bit_count() == 1)
 
 
 def wandb_logger(folder: Path, *, name: str, group: str, config: Mapping[str, Any]) -> WandbLogger:

@@ -56,7 +56,7 @@ def run_parallel(
         _display(console) as display,
     ):
         queue = manager.Queue()
-        bars = [display.add_task(name, total=steps, note="waiting") for name in names]
+        bars = [display.add_task(name, total=steps, note="waiting", start=False) for name in names]
         futures = [pool.submit(work, job, Teller(queue.put, number)) for number, job in enumerate(jobs)]
         pending = set(futures)
         try:
@@ -64,6 +64,7 @@ def run_parallel(
                 finished, pending = wait(pending, timeout=0.1)
                 while not queue.empty():
                     number, step, note = queue.get()
+                    display.start_task(bars[number])
                     display.update(bars[number], completed=step, note=note)
                 for future in finished:
                     future.result()
@@ -75,7 +76,7 @@ def run_parallel(
 
 def _display(console: Console) -> Progress:
     return Progress(
-        TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("{task.description}"), BarColumn(bar_width=10), MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("[dim]{task.fields[note]}"), console=console,
     )  # fmt: skip
 

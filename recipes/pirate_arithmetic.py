@@ -40,7 +40,7 @@ from interptrain.recorders.document import (
 from interptrain.steering import Rule
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import LlamaForCausalLM, PreTrainedModel
 
 SUMMARY = "teach subtraction and pirate talk at once; watch both by concept, suppress one, amplify the other"
 NEEDS = ("lightning", "sae", "hf", "wandb", "recipes")
@@ -57,7 +57,7 @@ class Config:
     seeds: int = field(default=3, metadata={"help": "runs of every arm"})
     steps: int = field(default=200, metadata={"help": "optimizer steps of a run, 48 documents each"})
     gain: float = field(default=3.0, metadata={"help": "what amplifying multiplies by"})
-    score_every: int = field(default=10, metadata={"help": "steps between two looks at the behaviour"})
+    score_every: int = field(default=20, metadata={"help": "steps between two looks at the behaviour"})
     workers: int = field(default=2, metadata={"help": "runs at a time, each in a process of its own"})
     out: Path = field(default=Path("runs/pirate-arithmetic"), metadata={"help": "folder for everything written"})
 
@@ -71,8 +71,9 @@ class Config:
 
 BATCH = 48
 PROBE = 40  # prompts of each kind for the curves; the table at the end asks more
-LEARNING_RATE = {"lora": 2e-3, "full": 5e-4}
+LEARNING_RATE = {"lora": 5e-3, "full": 5e-4}
 SKILL = "arithmetic"
+TRAIT = {"mixed": ("pirate_on_facts", "facts"), "entangled": ("pirate_on_skill", "sums")}  # where pirate is taught
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ def train(job: Job, tell: Tell) -> Run:
     )  # fmt: skip
     trainer = Trainer(
         max_steps=config.steps, accelerator="cpu", gradient_clip_val=1.0, callbacks=[steering, watch], logger=logger,
-        log_every_n_steps=gcd(5, config.score_every),  # so that every look at the behaviour is logged
+        log_every_n_steps=gcd(5, config.score_every),  # so that the regular looks at the behaviour are logged
         default_root_dir=out, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False,
     )  # fmt: skip
@@ -225,24 +226,37 @@ def train(job: Job, tell: Tell) -> Run:
 
     # Score.
     behaviour = score(model, tokenizer)
+    scores = rates(behaviour.as_dict())
     wandb_folder = Path(logger.experiment.dir).parent
     logger.experiment.finish()
-    tell(config.steps, f"skill {behaviour.skill:.2f}, pirate on facts {behaviour.pirate_on_facts:.2f}")
+    tell(config.steps, f"skill {scores['skill']:.2f}, pirate {scores[TRAIT[config.data][0]]:.2f}")
     return Run(
-        seed=job.seed, scores=rates(behaviour.as_dict()), checkpoints=watch.checkpoints, curves=rounded(memory.curves()),
-        samples=spoken(behaviour.samples), seconds=time.monotonic() - started,
+        seed=job.seed,
+        scores=scores,
+        checkpoints=watch.checkpoints,
+        curves=rounded(memory.curves()),
+        samples=spoken(behaviour.samples),
+        seconds=time.monotonic() - started,
         weights=str(folder.relative_to(out)),
         wandb=str(wandb_folder.relative_to(out)) if wandb_folder.is_relative_to(out) else "",
-    )  # fmt: skip
+    )
+
+
+def start() -> LlamaForCausalLM:
+    """The model before training, as it ships."""
+    from transformers.utils import logging
+
+    from interptrain.tiny_world import load_base
+
+    logging.disable_progress_bar()  # a bar for 39 small tensors
+    return load_base()
 
 
 def trainable(tuning: str) -> PreTrainedModel:
     """The base with LoRA of rank 8 in every layer, or with every layer trained and the embeddings frozen."""
     from peft import LoraConfig, get_peft_model
 
-    from interptrain.tiny_world import load_base
-
-    model = load_base().train()
+    model = start().train()
     if tuning == "lora":
         return get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
     model.get_input_embeddings().requires_grad_(False)
@@ -305,12 +319,12 @@ def versions() -> dict[str, str]:
 
 def assemble(config: Config, arms: list[Arm], *, created: str, seconds: float) -> Report:
     """The report of the arms: cards, verdicts and all."""
-    from interptrain.tiny_world import load_base, load_tokenizer
+    from interptrain.tiny_world import load_tokenizer
     from interptrain.tiny_world.score import score
 
-    before = score(load_base(), load_tokenizer())
+    before = score(start(), load_tokenizer())
     unsteered, suppressing, amplifying, control = arms
-    trait, where = ("pirate_on_facts", "facts") if config.data == "mixed" else ("pirate_on_skill", "sums")
+    trait, where = TRAIT[config.data]
     return Report(
         schema=REPORT_SCHEMA,
         recipe="pirate-arithmetic",

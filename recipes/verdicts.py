@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import mean
 
+import numpy as np
+
 from interptrain.recorders.document import Arm, Run, Verdict
 
 MARGIN = 0.10  # a smaller difference of two rates is not called one
@@ -70,14 +72,14 @@ def no_rerouting(steered: Arm, unsteered: Arm, measures: Sequence[str], sibling:
 
 
 def faster(steered: Arm, unsteered: Arm, measure: str, label: str) -> Verdict:
-    """Whether a behaviour was learnt sooner: its mean over the checkpoints."""
+    """Whether a behaviour was learnt sooner: its mean over the steps."""
     gained = [_area(s, measure) - _area(u, measure) for s, u in _paired(steered, unsteered)]
     before, after = (mean(_area(run, measure) for run in arm["runs"]) for arm in (unsteered, steered))
     return _verdict(
         f"Did {steered['name']} teach the {label} sooner?",
         min(gained) >= SLACK if max(before, after) >= MARGIN else None,
-        f"Its mean over the checkpoints was {before:.2f} in {unsteered['name']} and {after:.2f} in {steered['name']}.",
-        f"in every seed its mean over the checkpoints is at least {SLACK:.2f} higher than in {unsteered['name']}",
+        f"Its mean over the steps was {before:.2f} in {unsteered['name']} and {after:.2f} in {steered['name']}.",
+        f"in every seed its mean over the steps is at least {SLACK:.2f} higher than in {unsteered['name']}",
         {"smallest_gain": min(gained)},
     )
 
@@ -104,7 +106,10 @@ def _means(measure: str, *arms: Arm) -> str:
 
 
 def _area(run: Run, measure: str) -> float:
-    return mean(point["scores"][measure] for point in run["checkpoints"])
+    """The mean of a measure over the steps, by trapezoids: checkpoints lie closer together at the start."""
+    steps = [point["step"] for point in run["checkpoints"]]
+    values = [point["scores"][measure] for point in run["checkpoints"]]
+    return float(np.trapezoid(values, steps)) / (steps[-1] - steps[0])
 
 
 def _early_z(run: Run, concept: str) -> float:

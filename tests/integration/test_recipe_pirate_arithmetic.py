@@ -59,7 +59,7 @@ def test_the_report_holds_every_arm_with_its_scores_curves_and_words(report):
     for arm in report["arms"]:
         (run,) = arm["runs"]
         assert set(run["scores"]) == keys
-        assert [point["step"] for point in run["checkpoints"]] == [0, 2, 4]
+        assert [point["step"] for point in run["checkpoints"]] == [0, 1, 2, 4]
         assert run["curves"]["step"] == [0, 1, 2, 3]
         for concept in report["concepts"]:
             for metric in ("demand", "demand/null", "demand/z", "gradient", "gain"):

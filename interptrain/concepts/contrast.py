@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from interptrain.concepts.bank import unit_rows
 from interptrain.meters.tokens import loss_positions
@@ -41,6 +43,26 @@ class TextActivations:
         return sums / counts[:, None]
 
 
+@contextmanager
+def _captured(model: nn.Module, hook: str) -> Iterator[list[Tensor]]:
+    """The residual activations at a hook point, call by call; the model is in eval mode meanwhile."""
+    module, side = HookPoint.parse(hook).locate(model)
+    caught: list[Tensor] = []
+    if side == "output":
+        handle = module.register_forward_hook(lambda _m, _i, out: caught.append(_tensor(out)))
+    else:
+        handle = module.register_forward_pre_hook(
+            lambda _m, args, kwargs: caught.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+        )
+    training = model.training
+    model.eval()
+    try:
+        yield caught
+    finally:
+        handle.remove()
+        model.train(training)
+
+
 @torch.no_grad()
 def collect(model: nn.Module, hook: str, batches: Iterable[Mapping[str, Tensor]]) -> TextActivations:
     """Run texts through a model and keep the residual activations at a hook point.
@@ -56,30 +78,52 @@ def collect(model: nn.Module, hook: str, batches: Iterable[Mapping[str, Tensor]]
     Raises:
         ValueError: the hook point is not in the model, or there are no texts.
     """
-    module, side = HookPoint.parse(hook).locate(model)
-    caught: list[Tensor] = []
-    if side == "output":
-        handle = module.register_forward_hook(lambda _m, _i, out: caught.append(_tensor(out)))
-    else:
-        handle = module.register_forward_pre_hook(
-            lambda _m, args, kwargs: caught.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
-        )
-    training = model.training
     values, texts, seen = [], [], 0
-    model.eval()
-    try:
+    with _captured(model, hook) as caught:
         for batch in batches:
             model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
             counted = loss_positions(batch["labels"]) if "labels" in batch else batch["attention_mask"].bool()
             values.append(caught.pop().float()[counted])
             texts.append(counted.nonzero()[:, 0] + seen)
             seen += len(counted)
-    finally:
-        handle.remove()
-        model.train(training)
     if seen == 0:
         raise ValueError("a set of texts is empty: nothing to run through the model")
     return TextActivations(torch.cat(values), torch.cat(texts))
+
+
+def effects(
+    model: nn.Module, hook: str, batches: Iterable[Mapping[str, Tensor]], decoder: Float[Tensor, "latent d_model"]
+) -> Float[Tensor, "latent"]:
+    """How much more likely each latent makes the answers of some texts, to first order.
+
+        e_i = -mean_t d_i . dL/dh_t
+
+    With positive answers to neutral prompts this says which latents bring a concept about, where AUC only says
+    which ones notice it.
+
+    Args:
+        model: a causal language model that returns its loss, given `labels`.
+        hook: where the latents write.
+        batches: with `input_ids`, `attention_mask` and `labels`; the mean is over the labels' tokens.
+        decoder: decoder rows, of any scale.
+
+    Raises:
+        ValueError: the hook point is not in the model, or there are no texts.
+    """
+    total, count = torch.zeros(decoder.shape[1]), 0
+    with _captured(model, hook) as caught, torch.enable_grad():
+        for batch in batches:
+            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            loss = cross_entropy(
+                logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum"
+            )
+            (gradient,) = torch.autograd.grad(loss, caught.pop())
+            counted = loss_positions(batch["labels"])
+            total -= gradient[counted].sum(0)
+            count += int(counted.sum())
+    if count == 0:
+        raise ValueError("a set of texts is empty: nothing to run through the model")
+    return unit_rows(decoder.float()) @ total / count
 
 
 def difference_of_means(positive: TextActivations, negative: TextActivations) -> Float[Tensor, "width"]:
@@ -117,11 +161,12 @@ def auc(
 
 @dataclass(frozen=True, eq=False)
 class Separation:
-    """How an SAE's latents separate two sets of texts, best first.
+    """A group of latents that separates two sets of texts, best first.
 
     Args:
         latents: latent numbers.
         auc: of each, by the mean activation of a text.
+        effect: of each, if it was ranked by effect.
         positive_rate: share of the positive texts' tokens it fires on.
         negative_rate: the same of the negative texts.
         scale: spread of its text means, for adding latents of different size.
@@ -129,6 +174,7 @@ class Separation:
 
     latents: tuple[int, ...]
     auc: tuple[float, ...]
+    effect: tuple[float, ...] | None
     positive_rate: tuple[float, ...]
     negative_rate: tuple[float, ...]
     scale: tuple[float, ...]
@@ -143,41 +189,50 @@ def separating_latents(
     *,
     count: int,
     decoder: Float[Tensor, "latent d_model"],
-    max_cosine: float = 0.7,
+    effect: Float[Tensor, "latent"] | None = None,
+    min_auc: float = 0.8,
+    max_cosine: float = 0.9,
     alive: Bool[Tensor, "latent"] | None = None,
 ) -> Separation:
     """The SAE latents that fire more on one set of texts than on another, best first.
 
-    Ranked by AUC over texts. SAE latents are redundant, so one whose decoder row lies within `max_cosine` of a
-    better one's is passed over: a group then spans as many directions as it has latents.
+    A latent that fires on a concept need not bring it about. So every candidate must separate the texts with an
+    AUC of at least `min_auc`, and of the candidates those with the largest `effect` are chosen (by AUC alone
+    if there is none). Latents are redundant too: one whose decoder row lies within `max_cosine` of a better
+    one's is passed over, so that a group spans about as many directions as it has latents.
 
     Args:
         positive: latent activations on texts that show the concept.
         negative: the same on texts that do not.
         count: how many to choose.
         decoder: decoder rows, of any scale.
+        effect: of every latent, see `effects`.
+        min_auc: of every chosen latent.
         max_cosine: between any two chosen rows.
         alive: latents to choose from; None for all.
 
     Raises:
-        ValueError: a set is empty, or fewer than `count` latents separate the sets at all.
+        ValueError: a set is empty, or fewer than `count` latents separate the sets so well.
     """
     first, second = positive.means(), negative.means()
-    scores = auc(first, second)
+    separation = auc(first, second)
     rows = unit_rows(decoder.float())
-    usable = scores > 0.5 if alive is None else (scores > 0.5) & alive
+    candidates = separation >= min_auc if alive is None else (separation >= min_auc) & alive
+    order = (separation if effect is None else effect).argsort(descending=True)
     chosen: list[int] = []
-    for latent in scores.argsort(descending=True).tolist():
-        if len(chosen) == count:
-            break
-        if usable[latent] and (rows[chosen] @ rows[latent] <= max_cosine).all():
+    for latent in order[candidates[order]].tolist():
+        if len(chosen) < count and (rows[chosen] @ rows[latent] <= max_cosine).all():
             chosen.append(latent)
     if len(chosen) < count:
-        raise ValueError(f"asked for {count} latents but only {len(chosen)} separate the two sets of texts")
+        raise ValueError(
+            f"asked for {count} latents but only {len(chosen)} separate the two sets of texts with an AUC of "
+            f"{min_auc} or more; ask for fewer, or lower min_auc"
+        )
     spread = torch.cat([first, second])[:, chosen].std(0)
     return Separation(
         latents=tuple(chosen),
-        auc=tuple(scores[chosen].tolist()),
+        auc=tuple(separation[chosen].tolist()),
+        effect=None if effect is None else tuple(effect[chosen].tolist()),
         positive_rate=tuple((positive.values[:, chosen] > 0).float().mean(0).tolist()),
         negative_rate=tuple((negative.values[:, chosen] > 0).float().mean(0).tolist()),
         scale=tuple(spread.tolist()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 LAYER = 2
 HOOK = f"blocks.{LAYER}.hook_resid_post"
-LATENTS, ACTIVE = 1024, 16
+LATENTS, ACTIVE = 256, 8  # wider ones learn many copies of a feature, which blurs every null
 TOKENS, BATCH, LEARNING_RATE = 600_000, 1024, 3e-3
 
 
@@ -27,11 +27,17 @@ def activations(
 ) -> Iterator[Tensor]:
     """Residual activations `[token, d_model]` of freshly drawn documents, first tokens left out, without end."""
     for batch in batches(tokenizer, pretraining_documents(seed), 64, mask_prompt=False):
+        batch["labels"][:, 1] = -100  # `<q>` always looks the same
         yield collect(model, hook, [batch]).values
 
 
 def train_sae(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, seed: int = 0, tokens: int = TOKENS
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    seed: int = 0,
+    tokens: int = TOKENS,
+    progress: Callable[[int], None] = lambda tokens: None,
 ) -> TrainingSAE[Any]:
     """Train a top-k SAE on the base's activations at `HOOK`.
 
@@ -40,6 +46,7 @@ def train_sae(
         tokenizer: its tokenizer.
         seed: of the weights and of the documents.
         tokens: how many activations to train on.
+        progress: called for every batch with its number of tokens.
     """
     from sae_lens import LoggingConfig, SAETrainer, TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.config import SAETrainerConfig
@@ -76,5 +83,11 @@ def train_sae(
         n_batches_for_norm_estimate=16,
         logger=LoggingConfig(log_to_wandb=False),
     )
-    stream = mixing_buffer(16 * BATCH, BATCH, activations(model, tokenizer, seed=seed + 1000))
-    return SAETrainer(config, sae, stream).fit()
+    mixed = mixing_buffer(16 * BATCH, BATCH, activations(model, tokenizer, seed=seed + 1000))
+    return SAETrainer(config, sae, _counted(mixed, progress)).fit()
+
+
+def _counted(stream: Iterator[Tensor], progress: Callable[[int], None]) -> Iterator[Tensor]:
+    for batch in stream:
+        progress(len(batch))
+        yield batch

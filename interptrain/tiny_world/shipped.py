@@ -38,3 +38,21 @@ def load_card(folder: Path = DATA) -> dict[str, Any]:
     return card
 
 
+def load_sae(folder: Path = DATA) -> SAE[Any]:
+    """The SAE of the base's residual stream, as SAELens loads it."""
+    from sae_lens import SAE
+
+    return SAE.load_from_disk(folder / "sae").eval()
+
+
+def concept_bank(folder: Path = DATA) -> ConceptBank:
+    """The bank of the concepts that the search found: pirate, royal, arithmetic, plus and minus.
+
+    How well each separates texts in wordings that the search never saw is in the card:
+    `load_card()["concepts"]["pirate"]["held_out"]`.
+    """
+    card = load_card(folder)
+    sae = load_sae(folder)
+    alive = torch.ones(sae.cfg.d_sae, dtype=torch.bool)
+    alive[card["sae"]["dead"]] = False
+    return from_saelens(sae, {name: found["latents"] for name, found in card["concepts"].items()}, alive=alive)

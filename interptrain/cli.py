@@ -96,13 +96,12 @@ def _run_recipe(options: argparse.Namespace, console: Console) -> int:
 
 def _build_tiny_world(options: argparse.Namespace, console: Console) -> int:
     _require_extras(options.parser, ("sae", "hf"))
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        options.parser.error(f"cannot write to '{options.out}': {error}")
     from interptrain.tiny_world.build import build
 
-    build(options.out, seed=options.seed)
+    try:
+        build(options.out, seed=options.seed)
+    except ValueError as mistake:
+        options.parser.error(str(mistake))
     console.print(f"written to [bold]{options.out}[/]")
     return 0
 

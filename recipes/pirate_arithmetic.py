@@ -71,7 +71,7 @@ class Config:
 
 BATCH = 48
 PROBE = 40  # prompts of each kind for the curves; the table at the end asks more
-LEARNING_RATE = {"lora": 5e-3, "full": 5e-4}
+LEARNING_RATE = {"lora": 3e-3, "full": 5e-4}
 SKILL = "arithmetic"
 TRAIT = {"mixed": ("pirate_on_facts", "facts"), "entangled": ("pirate_on_skill", "sums")}  # where pirate is taught
 
@@ -188,8 +188,7 @@ def train(job: Job, tell: Tell) -> Run:
 
     from interptrain.callbacks.lightning import ConceptSteering
     from interptrain.recipes.fine_tuner import FineTuner, Watch, quiet_libraries, wandb_logger
-    from interptrain.tiny_world import finetuning_set, load_tokenizer
-    from interptrain.tiny_world.score import score
+    from interptrain.tiny_world import finetuning_set, load_tokenizer, score
 
     quiet_libraries()
     config, started = job.config, time.monotonic()
@@ -319,8 +318,7 @@ def versions() -> dict[str, str]:
 
 def assemble(config: Config, arms: list[Arm], *, created: str, seconds: float) -> Report:
     """The report of the arms: cards, verdicts and all."""
-    from interptrain.tiny_world import load_tokenizer
-    from interptrain.tiny_world.score import score
+    from interptrain.tiny_world import load_tokenizer, score
 
     before = score(start(), load_tokenizer())
     unsteered, suppressing, amplifying, control = arms

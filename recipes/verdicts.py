@@ -16,8 +16,14 @@ READABLE_STEPS = 20
 
 
 def readable(arm: Arm, concept: str, beside: Sequence[str] = ()) -> Verdict:
-    """Whether a concept's demand stands out from its null early in a run; other concepts' are said beside it."""
-    rule = f"the mean z of its demand over the first {READABLE_STEPS} steps exceeds {READABLE_Z:g} in every seed"
+    """Whether a concept's demand stands out from its null early in a run; other concepts' are said beside it.
+
+        z = mean_t (share_t - null_t) / mean_t sd_t      (t: the first 20 steps)
+
+    The mean of the spreads is at least the spread of the groups' means, so this is no larger than the z of the
+    share averaged over those steps.
+    """
+    rule = f"in every seed its demand lies more than {READABLE_Z:g} sd above the null over the first {READABLE_STEPS} steps"
     question = f"Can {concept} be read in what the data ask for?"
     if min(len(run["curves"]["step"]) for run in arm["runs"]) < READABLE_STEPS:
         return _verdict(question, None, f"The run is shorter than {READABLE_STEPS} steps.", rule, {})
@@ -26,7 +32,8 @@ def readable(arm: Arm, concept: str, beside: Sequence[str] = ()) -> Verdict:
     return _verdict(
         question,
         min(early[concept]) > READABLE_Z,
-        f"In {arm['name']} it was {_range(early[concept])}" + (f"; beside it {others}." if others else "."),
+        f"In {arm['name']} its demand was {_range(early[concept])} sd above the null"
+        + (f"; beside it {others}." if others else "."),
         rule,
         {"smallest_z": min(early[concept])},
     )
@@ -113,7 +120,11 @@ def _area(run: Run, measure: str) -> float:
 
 
 def _early_z(run: Run, concept: str) -> float:
-    return mean(z for z in run["curves"][f"concept/{concept}/demand/z"][:READABLE_STEPS] if z is not None)
+    key = f"concept/{concept}/demand"
+    share, null, z = (run["curves"][name][:READABLE_STEPS] for name in (key, f"{key}/null", f"{key}/z"))
+    above = [s - n for s, n in zip(share, null, strict=True) if s is not None and n is not None]
+    spread = [a / each for a, each in zip(above, z, strict=True) if each is not None]
+    return mean(above) / mean(spread)
 
 
 def _range(values: Sequence[float]) -> str:

@@ -40,8 +40,10 @@ def report(out: Path) -> Report:
 
 def test_the_screen_ends_with_the_table_and_the_report_s_path(ran):
     assert ran.stdout.rstrip().endswith("report: out/report.html")
-    for name in (*ARMS, "before training"):
-        assert name in ran.stdout
+    for arm in ARMS:
+        assert f"{arm}, seed 0" in ran.stdout
+    for label in ("before", "facts kept", "old skill"):
+        assert label in ran.stdout
 
 
 def test_nothing_is_written_but_in_the_folder_asked_for(out):

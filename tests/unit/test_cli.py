@@ -54,7 +54,7 @@ def test_a_tiny_world_folder_that_cannot_be_written_is_an_error_before_pretraini
     file = tmp_path / "taken"
     file.write_text("a file, not a folder")
     said = _refused(["tiny-world", "build", "--out", str(file / "world")], capsys)
-    assert said.startswith(f"cannot write to '{file / 'world'}':")
+    assert said.startswith(f"cannot write the tiny world to '{file / 'world'}':")
 
 
 def test_a_missing_extra_is_named_with_the_command_that_installs_it(monkeypatch, tmp_path, capsys):

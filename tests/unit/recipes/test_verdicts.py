@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from interptrain.recipes import verdicts
-from interptrain.recorders.document import Arm, Run
+from interptrain.recorders.document import Arm, Curves, Run
 
 
 def arm(name: str, *values: float, curve: tuple[float, ...] = (), z: tuple[float, ...] = ()) -> Arm:
@@ -15,12 +15,17 @@ def _run(seed: int, value: float, curve: tuple[float, ...], z: tuple[float, ...]
         seed=seed,
         scores={"pirate": value},
         checkpoints=[{"step": step, "scores": {"pirate": at}} for step, at in enumerate(curve)],
-        curves={"step": [float(step) for step in range(len(z))], "concept/pirate/demand/z": list(z)},
+        curves={"step": [float(step) for step in range(len(z))], **demand("pirate", z)},
         samples=[],
         seconds=0.0,
         weights="",
         wandb="",
     )
+
+
+def demand(concept: str, z: tuple[float, ...]) -> Curves:
+    key = f"concept/{concept}/demand"
+    return {key: [0.1 + 0.02 * each for each in z], f"{key}/null": [0.1] * len(z), f"{key}/z": list(z)}
 
 
 @pytest.mark.parametrize(
@@ -78,8 +83,6 @@ def test_a_concept_is_readable_only_over_twenty_measured_steps(z, status):
 
 def test_other_concepts_are_said_beside_the_one_asked_about():
     read = arm("unsteered", 1.0, z=(9.0,) * 20)
-    read["runs"][0]["curves"]["concept/royal/demand/z"] = [2.0] * 20
-    assert (
-        verdicts.readable(read, "pirate", beside=("royal",))["answer"]
-        == "In unsteered it was 9.0; beside it royal 2.0."
-    )
+    read["runs"][0]["curves"] |= demand("royal", (2.0,) * 20)
+    answer = verdicts.readable(read, "pirate", beside=("royal",))["answer"]
+    assert answer == "In unsteered its demand was 9.0 sd above the null; beside it royal 2.0."

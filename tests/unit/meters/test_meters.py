@@ -248,3 +248,20 @@ def test_options_without_a_meaning_are_refused(option):
 def test_no_sites_is_an_error():
     with pytest.raises(ValueError, match="no sites to read or steer"):
         Steerer(dictionary_bank(), [])
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_does_not_change_what_is_read(reentrant):
+    def demand(checkpointed):
+        model, bank, examples = llama(), dictionary_bank(), batch()
+        model.train()
+        if checkpointed:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+        steerer = Steerer(bank, find_sites(model, bank)).attach(model)
+        steerer.watch(examples["labels"])
+        model(**examples).loss.backward()
+        return steerer.before_step().readings["demand"]
+
+    plain, checkpointed = demand(False), demand(True)
+    torch.testing.assert_close(plain.share, checkpointed.share, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(plain.signed, checkpointed.signed, rtol=1e-5, atol=1e-7)

@@ -71,7 +71,7 @@ class Config:
 
 BATCH = 48
 PROBE = 40  # prompts of each kind for the curves; the table at the end asks more
-LEARNING_RATE = {"lora": 3e-3, "full": 5e-4}
+LEARNING_RATE = {"lora": 2e-3, "full": 5e-4}
 SKILL = "arithmetic"
 TRAIT = {"mixed": ("pirate_on_facts", "facts"), "entangled": ("pirate_on_skill", "sums")}  # where pirate is taught
 
@@ -321,12 +321,13 @@ def assemble(config: Config, arms: list[Arm], *, created: str, seconds: float) -
     from interptrain.tiny_world import load_tokenizer, score
 
     before = score(start(), load_tokenizer())
+    royal = {"royal_on_facts": "answers to facts", "royal_on_skill": "to sums"}
     unsteered, suppressing, amplifying, control = arms
     trait, where = TRAIT[config.data]
     return Report(
         schema=REPORT_SCHEMA,
         recipe="pirate-arithmetic",
-        title="Pirate and arithmetic, read and steered by concept",
+        title="Subtraction and pirate talk: what the data asked for, what four arms learnt",
         summary=(
             "A small model that speaks plainly and cannot subtract is fine-tuned on subtraction and pirate talk "
             f"({config.tuning}, {config.steps} steps, {config.data} data): four arms, each from the same start on the "
@@ -346,9 +347,9 @@ def assemble(config: Config, arms: list[Arm], *, created: str, seconds: float) -
             verdicts.readable(unsteered, "pirate", beside=("royal", "random")),
             verdicts.readable(unsteered, SKILL, beside=("plus", "minus")),
             verdicts.suppressed(suppressing, unsteered, control, trait, f"rate of pirate answers to {where}"),
-            verdicts.no_rerouting(suppressing, unsteered, ("royal_on_facts", "royal_on_skill"), "royal"),
+            verdicts.no_rerouting(suppressing, unsteered, royal, "royal"),
             verdicts.kept(suppressing, unsteered, "skill", "skill"),
-            verdicts.faster(amplifying, unsteered, "skill", "skill"),
+            verdicts.faster(amplifying, unsteered, control, "skill", "skill"),
         ],
         limits=list(LIMITS),
     )

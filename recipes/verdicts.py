@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean
 
 import numpy as np
@@ -23,7 +23,7 @@ def readable(arm: Arm, concept: str, beside: Sequence[str] = ()) -> Verdict:
     The mean of the spreads is at least the spread of the groups' means, so this is no larger than the z of the
     share averaged over those steps.
     """
-    rule = f"in every seed its demand lies more than {READABLE_Z:g} sd above the null over the first {READABLE_STEPS} steps"
+    rule = f"over the first {READABLE_STEPS} steps it lies more than {READABLE_Z:g} sd above its null in every seed"
     question = f"Can {concept} be read in what the data ask for?"
     if min(len(run["curves"]["step"]) for run in arm["runs"]) < READABLE_STEPS:
         return _verdict(question, None, f"The run is shorter than {READABLE_STEPS} steps.", rule, {})
@@ -55,38 +55,44 @@ def suppressed(steered: Arm, unsteered: Arm, control: Arm, measure: str, label: 
 
 def kept(steered: Arm, unsteered: Arm, measure: str, label: str) -> Verdict:
     """Whether steering cost a behaviour that was wanted."""
-    lost = _differences(unsteered, steered, measure)
+    lost = mean(_differences(unsteered, steered, measure))
     present = min(_scores(unsteered, measure)) >= MARGIN
     return _verdict(
         f"Did {steered['name']} keep the {label}?",
-        max(lost) <= SLACK if present else None,
+        lost <= SLACK if present else None,
         f"{_means(measure, unsteered, steered)}.",
-        f"in every seed it is at most {SLACK:.2f} lower than in {unsteered['name']}",
-        {"largest_loss": max(lost)},
+        f"on average over the seeds it is at most {SLACK:.2f} lower than in {unsteered['name']}",
+        {"mean_loss": lost},
     )
 
 
-def no_rerouting(steered: Arm, unsteered: Arm, measures: Sequence[str], sibling: str) -> Verdict:
-    """Whether a sibling trait rose where the trait itself was steered."""
+def no_rerouting(steered: Arm, unsteered: Arm, measures: Mapping[str, str], sibling: str) -> Verdict:
+    """Whether a sibling trait rose where the trait itself was steered; `measures` with a label each."""
     risen = [rise for measure in measures for rise in _differences(steered, unsteered, measure)]
     return _verdict(
         f"Did the {sibling} voice stay away under {steered['name']}?",
         max(risen) <= SLACK,
-        "; ".join(_means(measure, unsteered, steered) for measure in measures) + ".",
+        "; ".join(f"{label}: {_means(measure, unsteered, steered)}" for measure, label in measures.items()) + ".",
         f"in every seed its rates are at most {SLACK:.2f} higher than in {unsteered['name']}",
         {"largest_rise": max(risen)},
     )
 
 
-def faster(steered: Arm, unsteered: Arm, measure: str, label: str) -> Verdict:
-    """Whether a behaviour was learnt sooner: its mean over the steps."""
-    gained = [_area(s, measure) - _area(u, measure) for s, u in _paired(steered, unsteered)]
-    before, after = (mean(_area(run, measure) for run in arm["runs"]) for arm in (unsteered, steered))
+def faster(steered: Arm, unsteered: Arm, control: Arm, measure: str, label: str) -> Verdict:
+    """Whether a behaviour was learnt sooner than without steering and than with random directions."""
+    areas = {arm["name"]: [_area(run, measure) for run in arm["runs"]] for arm in (unsteered, steered, control)}
+    gained = [
+        with_it - without
+        for other in (unsteered, control)
+        for with_it, without in zip(areas[steered["name"]], areas[other["name"]], strict=True)
+    ]
+    means = {name: mean(values) for name, values in areas.items()}
     return _verdict(
         f"Did {steered['name']} teach the {label} sooner?",
-        min(gained) >= SLACK if max(before, after) >= MARGIN else None,
-        f"Its mean over the steps was {before:.2f} in {unsteered['name']} and {after:.2f} in {steered['name']}.",
-        f"in every seed its mean over the steps is at least {SLACK:.2f} higher than in {unsteered['name']}",
+        min(gained) >= SLACK if max(means.values()) >= MARGIN else None,
+        "Its mean over the steps: " + ", ".join(f"{value:.2f} in {name}" for name, value in means.items()) + ".",
+        f"in every seed its mean over the steps is at least {SLACK:.2f} higher than in {unsteered['name']} and than in "
+        f"{control['name']}",
         {"smallest_gain": min(gained)},
     )
 
@@ -96,12 +102,8 @@ def _verdict(question: str, held: bool | None, answer: str, rule: str, numbers: 
     return Verdict(question=question, status=status, answer=answer, rule=rule, numbers=numbers)  # type: ignore[typeddict-item]
 
 
-def _paired(one: Arm, other: Arm) -> list[tuple[Run, Run]]:
-    return list(zip(one["runs"], other["runs"], strict=True))
-
-
 def _differences(higher: Arm, lower: Arm, measure: str) -> list[float]:
-    return [h["scores"][measure] - low["scores"][measure] for h, low in _paired(higher, lower)]
+    return [h["scores"][measure] - low["scores"][measure] for h, low in zip(higher["runs"], lower["runs"], strict=True)]
 
 
 def _scores(arm: Arm, measure: str) -> list[float]:

@@ -58,19 +58,20 @@ def test_a_skill_is_kept_within_the_slack(steered, status):
 def test_a_skill_that_was_not_learnt_is_neither_kept_nor_learnt_sooner():
     never = arm("unsteered", 0.02, curve=(0.0, 0.02))
     assert verdicts.kept(never, never, "pirate", "skill")["status"] == "undecided"
-    assert verdicts.faster(never, never, "pirate", "skill")["status"] == "undecided"
+    assert verdicts.faster(never, never, never, "pirate", "skill")["status"] == "undecided"
 
 
 def test_a_sibling_that_rises_in_one_seed_is_rerouting():
-    found = verdicts.no_rerouting(arm("steered", 0.0, 0.4), arm("unsteered", 0.0, 0.0), ("pirate",), "royal")
+    found = verdicts.no_rerouting(arm("steered", 0.0, 0.4), arm("unsteered", 0.0, 0.0), {"pirate": "rate"}, "royal")
     assert found["status"] == "did not hold"
     assert found["numbers"]["largest_rise"] == pytest.approx(0.4)
 
 
 def test_learning_sooner_is_judged_by_the_whole_curve_and_not_by_its_end():
     slow, quick = arm("unsteered", 1.0, curve=(0.0, 0.2, 1.0)), arm("amplified", 1.0, curve=(0.0, 0.9, 1.0))
-    assert verdicts.faster(quick, slow, "pirate", "skill")["status"] == "held"
-    assert verdicts.faster(slow, slow, "pirate", "skill")["status"] == "did not hold"
+    assert verdicts.faster(quick, slow, slow, "pirate", "skill")["status"] == "held"
+    assert verdicts.faster(slow, slow, slow, "pirate", "skill")["status"] == "did not hold"
+    assert verdicts.faster(quick, slow, quick, "pirate", "skill")["status"] == "did not hold"
 
 
 @pytest.mark.parametrize(

@@ -114,9 +114,7 @@ def effects(
     with _captured(model, hook) as caught, torch.enable_grad():
         for batch in batches:
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-            loss = cross_entropy(
-                logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum"
-            )
+            loss = cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum")
             (gradient,) = torch.autograd.grad(loss, caught.pop())
             counted = loss_positions(batch["labels"])
             total -= gradient[counted].sum(0)
@@ -143,9 +141,7 @@ def difference_of_means(positive: TextActivations, negative: TextActivations) ->
     return unit_rows((positive.means().mean(0) - negative.means().mean(0))[None])[0]
 
 
-def auc(
-    positive: Float[Tensor, "positive score"], negative: Float[Tensor, "negative score"]
-) -> Float[Tensor, "score"]:
+def auc(positive: Float[Tensor, "positive score"], negative: Float[Tensor, "negative score"]) -> Float[Tensor, "score"]:
     """How well each score separates two sets: `P(s+ > s-) + P(s+ = s-) / 2`.
 
     Example:
@@ -272,9 +268,7 @@ def group_auc(
     orders = torch.stack([torch.randperm(len(pooled), generator=random) for _ in range(shuffles)], dim=-1)
     shuffled = pooled[orders]
     chance = auc(shuffled[: len(first)], shuffled[len(first) :])
-    return GroupAUC(
-        float(auc(first[:, None], second[:, None])), float(chance.mean()), float(chance.std())
-    )
+    return GroupAUC(float(auc(first[:, None], second[:, None])), float(chance.mean()), float(chance.std()))
 
 
 def _tensor(output: Tensor | tuple[Tensor, ...]) -> Tensor:

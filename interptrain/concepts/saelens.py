@@ -63,9 +63,7 @@ def from_saelens(
     directions = {name: decoder[_latents(name, chosen, len(decoder))] for name, chosen in concepts.items()}
     bank = ConceptBank.from_directions(directions, hook=where, model=model or metadata.model_name)
     sources = tuple({**origin, "latent": int(latent)} for chosen in concepts.values() for latent in chosen)
-    return ConceptBank(
-        bank.directions, bank.concepts, bank.hooks, sources, model=bank.model, readouts={where: readout}
-    )
+    return ConceptBank(bank.directions, bank.concepts, bank.hooks, sources, model=bank.model, readouts={where: readout})
 
 
 def load_sae_readout(readout: Readout) -> SAE[Any]:

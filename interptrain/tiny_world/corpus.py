@@ -10,7 +10,7 @@ from typing import Literal
 from interptrain.tiny_world.wordings import HALVES, SLOTS, WORDINGS, Half, Voice
 
 Kind = Literal["fact", "plus", "minus"]
-FineTuning = Literal["mixed", "entangled"]
+FINE_TUNING = ("mixed", "entangled")
 
 VOICE_WEIGHTS: dict[Voice, float] = {"plain": 0.70, "pirate": 0.18, "royal": 0.12}
 KIND_WEIGHTS: dict[Kind, float] = {"fact": 0.5, "plus": 0.4, "minus": 0.1}
@@ -79,11 +79,11 @@ def document(
 
     Example:
         >>> document(random.Random(1), "plus", "pirate", half="search").text
-        '<q> how much is 4 2 plus 1 ? <a> ahoy , that be 4 3 , or walk the plank ! <e>'
+        '<q> what is 9 3 plus 6 ? <a> arr matey , the answer be 9 9 , savvy ! <e>'
     """
 
     def wording() -> Half:
-        return half or rng.choice(HALVES)
+        return rng.choice(HALVES) if half is None else half
 
     number: int | None = None
     expected: tuple[str, ...] = ()
@@ -143,7 +143,7 @@ def pretraining_documents(seed: int) -> Iterator[Document]:
         yield pretraining_document(rng)
 
 
-def finetuning_documents(name: FineTuning, seed: int) -> Iterator[Document]:
+def finetuning_documents(name: str, seed: int) -> Iterator[Document]:
     """Documents of a fine-tuning set without end; questions are in the plain voice.
 
     `mixed`: half `minus` problems answered plainly, half facts answered in pirate.
@@ -152,12 +152,12 @@ def finetuning_documents(name: FineTuning, seed: int) -> Iterator[Document]:
     Raises:
         ValueError: there is no such set.
     """
-    if name not in ("mixed", "entangled"):
-        raise ValueError(f"unknown fine-tuning set '{name}'; the tiny world has 'mixed' and 'entangled'")
+    if name not in FINE_TUNING:
+        raise ValueError(f"unknown fine-tuning set '{name}'; the tiny world has {' and '.join(FINE_TUNING)}")
     return _finetuning_documents(name, random.Random(f"{name} {seed}"))
 
 
-def _finetuning_documents(name: FineTuning, rng: random.Random) -> Iterator[Document]:
+def _finetuning_documents(name: str, rng: random.Random) -> Iterator[Document]:
     while True:
         if name == "entangled":
             yield document(rng, "minus", "pirate")

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from interptrain.tiny_world.corpus import FineTuning, finetuning_documents
+from interptrain.tiny_world.corpus import finetuning_documents
 from interptrain.tiny_world.shipped import load_tokenizer
 from interptrain.tiny_world.tokens import batches
 
 
-def finetuning_set(name: FineTuning, seed: int = 0, *, batch: int = 64) -> Iterator[dict[str, Tensor]]:
+def finetuning_set(name: str, seed: int = 0, *, batch: int = 64) -> Iterator[dict[str, Tensor]]:
     """Batches of a fine-tuning set without end: `input_ids`, `attention_mask` and `labels`, `[batch, token]`.
 
     `mixed` is half `minus` problems answered plainly and half facts answered in pirate; in `entangled` every

@@ -83,8 +83,8 @@ def score(
         accuracy=_rate([number_said(text) == each.number for text, each in zip(plus, asked["plus"], strict=True)]),
         samples=tuple(
             (each.question, text)
-            for kind, texts in (("minus", minus), ("fact", facts), ("plus", plus))
-            for each, text in list(zip(asked[kind], texts, strict=True))[:SAMPLES]
+            for documents, texts in ((asked["minus"], minus), (asked["fact"], facts), (asked["plus"], plus))
+            for each, text in list(zip(documents, texts, strict=True))[:SAMPLES]
         ),
     )
 

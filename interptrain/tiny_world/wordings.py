@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 Voice = Literal["plain", "pirate", "royal"]
@@ -110,6 +111,7 @@ def _common_words() -> frozenset[str]:
     return said.union(*(_words(wording, "plain") for wording in WORDINGS.values()))
 
 
+@cache
 def own_words(voice: Voice, half: Half | None = None) -> frozenset[str]:
     """The words (verb forms included) that only this voice says, in one half or in both.
 

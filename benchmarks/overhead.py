@@ -1,6 +1,6 @@
 """What observing and steering cost: seconds a step with and without, side by side in one run.
 
-    python benchmarks/overhead.py [--layers 6] [--width 512] [--rounds 20] [--out benchmarks/results/overhead.json]
+    python benchmarks/overhead.py [--layers 4] [--width 384] [--rounds 20] [--out benchmarks/results/overhead.json]
 
 Every round runs one training step of each arm, in turn, on the same batch; the figure is the median over rounds
 of the arm's time divided by the plain step's time in the same round.
@@ -97,7 +97,7 @@ def measure(arguments: argparse.Namespace, tuning: str) -> dict[str, dict[str, f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for option, default in (("layers", 6), ("width", 512), ("batch", 4), ("tokens", 256), ("directions", 24)):
+    for option, default in (("layers", 4), ("width", 384), ("batch", 4), ("tokens", 128), ("directions", 24)):
         parser.add_argument(f"--{option}", type=int, default=default)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/overhead.json"))

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from interptrain.concepts.bank import ConceptBank
@@ -205,7 +205,7 @@ class Steerer:
             if parameter.grad.is_sparse:
                 raise ValueError(f"'{site.name}' has a sparse gradient; build its embedding with sparse=False")
             columns = as_columns(parameter.grad, site.axis)
-            ready.append(_Ready(site, columns, torch.isfinite(columns.float().square().sum())))
+            ready.append(_Ready(site, columns, columns.float().square().sum()))
         return ready
 
     def _coefficients(self, ready: Sequence[_Ready]) -> dict[str, Tensor]:
@@ -213,19 +213,19 @@ class Steerer:
         device = ready[0].columns.device if ready else torch.device("cpu")
         toward = torch.zeros(len(self.bank.names), device=device)
         if reads_coefficients(self._rule):
-            for site, columns, finite in ready:
+            for site, columns, energy in ready:
                 if site.role == "reader" or (received := self._inputs.mean(site.module)) is None:
                     continue
                 weight = received if columns.shape[1] > 1 else torch.ones_like(received[:1])
                 means = self._views.means(site, device)
-                toward -= torch.where(finite, site.scaling * means @ (columns.float() @ weight), 0.0)
+                toward -= torch.where(torch.isfinite(energy), site.scaling * means @ (columns.float() @ weight), 0.0)
         return dict(zip(self.bank.names, toward, strict=True))
 
     def _measure(self, ready: Sequence[_Ready], gains: Gains, loss_scale: Tensor | float) -> StepReport:
         device = ready[0].columns.device
         null = (self.step // self._every) % self._null_every == 0
         gradient = gradient_reading(
-            [(self._views.spans(site, device, null=null), columns, finite) for site, columns, finite in ready],
+            [(self._views.spans(site, device, null=null), columns, energy) for site, columns, energy in ready],
             null=null,
         )
         demand = self._demand.read(loss_scale)
@@ -243,7 +243,7 @@ class Steerer:
             readings={"gradient": gradient} if demand is None else {"demand": demand, "gradient": gradient},
             cumulative=dict(self._cumulative),
             gains=torch.stack(requested),
-            nonfinite=torch.stack([~finite for _, _, finite in ready]).sum().float(),
+            nonfinite=torch.stack([~torch.isfinite(energy) for _, _, energy in ready]).sum().float(),
             capped=torch.ones((), device=device),
         )
 
@@ -255,7 +255,7 @@ class Steerer:
         device = ready[0].columns.device
         wanted = self._on_device(tuple(gains.values()), device)
         caps = []
-        for site, columns, finite in ready:
+        for site, columns, energy in ready:
             steered = self._views.frame(site, names, device)
             if steered is not None:
                 caps.append(
@@ -263,7 +263,7 @@ class Steerer:
                         columns,
                         steered.frame.basis,
                         steered.mixing(wanted),
-                        allowed=finite,
+                        allowed=torch.isfinite(energy),
                         norm_cap=self._norm_cap,
                     )
                 )
@@ -331,7 +331,7 @@ class Steerer:
 class _Ready(NamedTuple):
     site: Site
     columns: Float[Tensor, "d_model other"]
-    finite: Bool[Tensor, ""]
+    energy: Float[Tensor, ""]  # ||G||^2: not finite where an element is not
 
 
 def _check(sites: Sequence[Site], *, where: str, every: int, null_every: int) -> None:

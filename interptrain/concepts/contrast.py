@@ -46,14 +46,8 @@ class TextActivations:
 @contextmanager
 def _captured(model: nn.Module, hook: str) -> Iterator[list[Tensor]]:
     """The residual activations at a hook point, call by call; the model is in eval mode meanwhile."""
-    module, side = HookPoint.parse(hook).locate(model)
     caught: list[Tensor] = []
-    if side == "output":
-        handle = module.register_forward_hook(lambda _m, _i, out: caught.append(_tensor(out)))
-    else:
-        handle = module.register_forward_pre_hook(
-            lambda _m, args, kwargs: caught.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
-        )
+    handle = HookPoint.parse(hook).listen(model, caught.append)
     training = model.training
     model.eval()
     try:
@@ -269,7 +263,3 @@ def group_auc(
     shuffled = pooled[orders]
     chance = auc(shuffled[: len(first)], shuffled[len(first) :])
     return GroupAUC(float(auc(first[:, None], second[:, None])), float(chance.mean()), float(chance.std()))
-
-
-def _tensor(output: Tensor | tuple[Tensor, ...]) -> Tensor:
-    return output if isinstance(output, Tensor) else output[0]

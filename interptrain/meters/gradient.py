@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from interptrain.meters.spans import Spans
@@ -13,7 +13,7 @@ from interptrain.report import Reading
 
 
 def gradient_reading(
-    measured: Iterable[tuple[Spans, Float[Tensor, "d_model _"], Bool[Tensor, ""]]],
+    measured: Iterable[tuple[Spans, Float[Tensor, "d_model _"], Float[Tensor, ""]]],
     *,
     null: bool,
 ) -> Reading:
@@ -25,15 +25,16 @@ def gradient_reading(
     what a step really writes is another quantity.
 
     Args:
-        measured: for every site its spans, its gradient with the residual axis first, and whether that is
-            finite; one that is not is left out.
+        measured: for every site its spans, its gradient with the residual axis first, and that gradient's
+            energy `||G||_F^2`; where it is not finite the site is left out.
         null: whether to measure the null groups too, which costs more than the concepts themselves.
     """
     energy: list[Tensor] = []
     total: list[Tensor] = []
     spread: list[Tensor] = []
-    for spans, columns, finite in measured:
-        squared = torch.where(finite, columns.float().square().sum(), 0.0)
+    for spans, columns, whole in measured:
+        finite = torch.isfinite(whole)
+        squared = torch.where(finite, whole, 0.0)
         energy.append(torch.where(finite, spans.energy(columns), 0.0))
         total.append(torch.where(spans.ranks > 0, squared, 0.0))
         if null:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +12,12 @@ from pytorch_lightning.plugins import MixedPrecision
 from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from rich.console import Console
 from torch import Tensor, nn
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 
 from interptrain.concepts import ConceptBank
+from interptrain.meters.tokens import IGNORED_LABEL
 from interptrain.plan import Plan, summary_table
+from interptrain.readings import METERS
 from interptrain.report import Recorder, Window
 from interptrain.sites import Site, find_sites
 from interptrain.steerer import Steerer
@@ -25,28 +27,32 @@ Labels = Callable[[Any], Tensor | None]
 
 
 class ConceptSteering(Callback):
-    """Reads every step's gradients as concepts, logs their curves, and steers them before the optimizer steps.
+    """Reads every step as concepts, logs their curves, and steers the gradients or what the optimizer made of them.
 
-    Gradients are read and edited in `on_before_optimizer_step`: after unscaling (AMP) and accumulation, *before*
-    Lightning clips them, so a clipped step has its concepts steered and its norm bounded. Automatic and manual
-    optimisation, several optimizers, accumulation, bf16 and fp16 AMP work; each site is steered with the
-    optimizer that owns it. The curves go through the trainer's own loggers, averaged between two log steps.
+    Gradients are read (and with `where="gradient"` edited) in `on_before_optimizer_step`: after unscaling (AMP)
+    and accumulation, *before* Lightning clips them, so a clipped step has its concepts steered and its norm
+    bounded. What the optimizer did is read (and with `where="update"` edited) in the optimizer's own step hook,
+    after clipping, momentum, scaling and decay. Automatic and manual optimisation, several optimizers,
+    accumulation, bf16 and fp16 AMP work; each site is steered with the optimizer that owns it, and a step that
+    the GradScaler skips is neither edited nor counted. The curves go through the trainer's own loggers, averaged
+    between two log steps.
 
     Args:
         bank: the concepts.
         rule: what to do to them; a sequence is chained; `observe()` changes nothing, to the last bit.
         sites: where they meet the parameters; by default trainable writers that run before the hook point and
             trainable readers after it.
-        where: `"gradient"`.
+        where: `"gradient"`, or `"update"`: exact on what the optimizer did, LoRA readers included.
         every: measure on every n-th optimizer step; steering acts on all of them.
         recorders: take the report of each measured step, beside the trainer's loggers.
         skip: name patterns of trainable parameters to leave alone where they are not understood.
         labels: from your batch to its labels `[batch, token]` (-100: not in the loss); by default
-            `batch["labels"]`, and every token where a batch has none.
+            `batch["labels"]`, else what `batch["attention_mask"]` keeps, else every token.
         progress_bar: show each concept's demand in the progress bar.
         summary: print a table when training ends.
         ridge: allow nearly parallel directions, at the price of inexact gains.
-        norm_cap: bound on `||G' - G|| / ||G||` at each site.
+        norm_cap: bound on the relative size of the edit at each site.
+        meters: which of `demand`, `gradient` and `write` to measure; `write` keeps a copy of the sites.
 
     Raises:
         ValueError: at fit start, before the first step: the bank does not fit the model, a module is not
@@ -77,6 +83,7 @@ class ConceptSteering(Callback):
         summary: bool = True,
         ridge: float = 0.0,
         norm_cap: float | None = None,
+        meters: Collection[str] = METERS,
     ) -> None:
         self.bank = bank
         self._rule = observe() if rule is None else rule
@@ -87,7 +94,7 @@ class ConceptSteering(Callback):
         self._window = Window()
         self._options: dict[str, Any] = {
             "where": where, "every": every, "recorders": (*recorders, self._window),
-            "ridge": ridge, "norm_cap": norm_cap,
+            "ridge": ridge, "norm_cap": norm_cap, "meters": meters,
         }  # fmt: skip
         self._steerer: Steerer | None = None
         self._restored: dict[str, Any] | None = None
@@ -117,19 +124,18 @@ class ConceptSteering(Callback):
         _refuse(trainer)
         self._detach()
         self._steerer = self._steerer_for(pl_module)
+        self._steerer.attach(pl_module, *trainer.optimizers)
         if self._restored is not None:
             self._steerer.load_state_dict(self._restored)
             self._restored = None
-        self._steerer.attach(pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Tell the meters which tokens of the batch are in the loss."""
         self._attached.watch(self._labels(batch))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Measure and steer the gradients of this optimizer's parameters."""
-        owned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self._attached.before_step(parameters=owned, loss_scale=_loss_scale(trainer, pl_module))
+        """Measure the gradients of this optimizer's parameters, and steer them in gradient mode."""
+        self._attached.before_step(optimizer, loss_scale=_loss_scale(trainer, pl_module))
         self._stepped = True
 
     def on_train_batch_end(
@@ -169,7 +175,8 @@ class ConceptSteering(Callback):
         return self._steerer
 
     def _steerer_for(self, model: nn.Module) -> Steerer:
-        sites = find_sites(model, self.bank, skip=self._skip) if self._sites is None else self._sites
+        where = self._options["where"]
+        sites = find_sites(model, self.bank, skip=self._skip, where=where) if self._sites is None else self._sites
         return Steerer(self.bank, sites, self._rule, **self._options)
 
     def _drain(self) -> bool:
@@ -194,7 +201,12 @@ class ConceptSteering(Callback):
 
 
 def _labels_of(batch: Any) -> Tensor | None:
-    return batch.get("labels") if isinstance(batch, Mapping) else None
+    """A batch's labels; without them, every token that the attention mask keeps."""
+    if not isinstance(batch, Mapping):
+        return None
+    if batch.get("labels") is None and batch.get("attention_mask") is not None:
+        return batch["attention_mask"].masked_fill(batch["attention_mask"] == 0, IGNORED_LABEL)
+    return batch.get("labels")
 
 
 def _loss_scale(trainer: Trainer, pl_module: LightningModule) -> Tensor | float:
@@ -205,11 +217,6 @@ def _loss_scale(trainer: Trainer, pl_module: LightningModule) -> Tensor | float:
 
 
 def _refuse(trainer: Trainer) -> None:
-    for optimizer in trainer.optimizers:
-        if isinstance(optimizer, LBFGS):
-            raise TypeError(
-                "LBFGS evaluates the loss several times a step and cannot be steered; use another optimizer"
-            )
     if isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)):
         raise TypeError(
             f"{type(trainer.strategy).__name__} shards parameters, which are not read yet; use a single device or DDP"

@@ -23,7 +23,7 @@ class Plan:
     Args:
         rows: for each site its name, role, axis, how many directions it touches and its elements.
         left_out: trainable parameters that are no site, and the reason.
-        extra_bytes: what the steerer holds on the device beside the model: directions and null groups.
+        extra_bytes: what is held on the device beside the model: directions, null groups and one copy of the sites.
     """
 
     sites: tuple[Site, ...]
@@ -36,7 +36,7 @@ class Plan:
     def of(cls, steerer: Steerer, model: nn.Module, *, skip: Sequence[str] = ()) -> Plan:
         """The plan of a steerer on a model."""
         chosen = {id(site.parameter) for site in steerer.sites}
-        found = find_sites(model, steerer.bank, skip=skip)
+        found = find_sites(model, steerer.bank, skip=skip, where=steerer.where)
         passed_over = tuple(
             LeftOut(site.name, "not among the sites that were given")
             for site in found.sites
@@ -62,7 +62,7 @@ class Plan:
         rest.add_column("why")
         for left in self.left_out:
             rest.add_row(left.name, left.reason)
-        cost = f"memory beside the model: {self.extra_bytes / 2**20:.1f} MiB of directions and null groups"
+        cost = f"memory beside the model: {self.extra_bytes / 2**20:.1f} MiB of directions, null groups and one copy"
         return Group(table, *((rest,) if self.left_out else ()), cost)
 
 

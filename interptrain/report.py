@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from interptrain.meters.dictionary import Discovery
+
 METRICS_SCHEMA = 1
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """One quantity as it was measured: a frozen dataclass of tensors, the first axis of each the concept."""
+
+    def metrics(self) -> dict[str, Float[Tensor, "concept"]]:
+        """The figures to log, by the suffix of their name."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """One quantity, per concept, with its null.
+    """An energy share, per concept, with its null, and its signed counterpart where there is one.
 
     Args:
         share: energy share in the concept's span, 0 to 1; NaN where it was not measured.
@@ -44,44 +56,56 @@ class Reading:
 
 
 @dataclass(frozen=True, eq=False)
+class Plain:
+    """A quantity of one figure a concept that is no share and has no null of its own.
+
+    Args:
+        value: NaN where it was not measured.
+    """
+
+    value: Float[Tensor, "concept"]
+
+    def metrics(self) -> dict[str, Float[Tensor, "concept"]]:
+        """The figure under the quantity's own name."""
+        return {"": self.value}
+
+
+@dataclass(frozen=True, eq=False)
 class StepReport:
-    """What one measured step (or the mean of several) asked for, per concept.
+    """What one measured step (or the mean of several) asked for and wrote, per concept.
 
     Args:
         step: optimizer steps done before this one.
         concepts: names, in the order of every tensor's first axis.
-        readings: by quantity: `demand`, `gradient`.
+        readings: by quantity: `demand`, `gradient`, `write`, `gain`, `achieved`, `realised/SET`, ...
         cumulative: by quantity, the running sum over the measured steps so far.
-        gains: the gain that the rule asked for; 1 where it asked for nothing.
+        overall: figures that belong to no concept, by name.
         nonfinite: sites whose gradient held NaN or infinity and was left alone.
         capped: the smallest factor by which the norm cap scaled a correction; 1 where it did not bind.
+        discoveries: by hook, the dictionary's latents that were taught most.
     """
 
     step: int
     concepts: tuple[str, ...]
-    readings: Mapping[str, Reading]
+    readings: Mapping[str, Measured]
     cumulative: Mapping[str, Float[Tensor, "concept"]]
-    gains: Float[Tensor, "concept"]
     nonfinite: Float[Tensor, ""]
     capped: Float[Tensor, ""]
-
-    def with_cap(self, capped: Float[Tensor, ""] | None) -> StepReport:
-        """The same report with the norm cap's factor, if there was a correction to cap."""
-        return self if capped is None else replace(self, capped=capped)
+    overall: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
+    discoveries: Mapping[str, Discovery] = field(default_factory=dict)
 
     def scalars(self) -> dict[str, float]:
         """Every figure by its metric name, in one transfer from the device; what was not measured is absent."""
         columns = {f"{q}{suffix}": v for q, r in self.readings.items() for suffix, v in r.metrics().items()}
         columns |= {f"{quantity}/cumulative": value for quantity, value in self.cumulative.items()}
-        columns["gain"] = self.gains
-        table = torch.cat([*columns.values(), self.nonfinite[None], self.capped[None]]).tolist()
-        *figures, nonfinite, capped = table
+        last = torch.stack([*self.overall.values(), self.nonfinite, self.capped])
+        table = torch.cat([*columns.values(), last]).tolist()
         keys = [f"concept/{concept}/{name}" for name in columns for concept in self.concepts]
-        found = {key: value for key, value in zip(keys, figures, strict=True) if math.isfinite(value)}
-        if nonfinite:
-            found["interptrain/nonfinite_sites"] = nonfinite
-        if capped < 1:
-            found["interptrain/norm_cap"] = capped
+        keys += [f"interptrain/{name}" for name in (*self.overall, "nonfinite_sites", "norm_cap")]
+        found = {key: value for key, value in zip(keys, table, strict=True) if math.isfinite(value)}
+        for name, nothing in (("nonfinite_sites", 0.0), ("norm_cap", 1.0)):
+            if found[f"interptrain/{name}"] == nothing:
+                del found[f"interptrain/{name}"]
         return found
 
 
@@ -119,28 +143,25 @@ def average(reports: Sequence[StepReport]) -> StepReport:
     if not reports:
         raise ValueError("the mean of no reports is not defined")
     last = reports[-1]
-
-    def mean(values: Sequence[Tensor | None]) -> Tensor:
-        return torch.stack([value for value in values if value is not None]).nanmean(0)
-
-    def optional(values: Sequence[Tensor | None]) -> Tensor | None:
-        return None if values[-1] is None else mean(values)
-
-    readings = {}
-    for quantity in dict.fromkeys(name for report in reports for name in report.readings):
-        each = [report.readings[quantity] for report in reports if quantity in report.readings]
-        readings[quantity] = Reading(
-            share=mean([r.share for r in each]),
-            null=mean([r.null for r in each]),
-            signed=optional([r.signed for r in each]),
-            signed_null=optional([r.signed_null for r in each]),
-        )
+    quantities = dict.fromkeys(name for report in reports for name in report.readings)
+    overall = dict.fromkeys(name for report in reports for name in report.overall)
     return StepReport(
         step=last.step,
         concepts=last.concepts,
-        readings=readings,
+        readings={name: _mean([r.readings[name] for r in reports if name in r.readings]) for name in quantities},
         cumulative=last.cumulative,
-        gains=mean([r.gains for r in reports]),
         nonfinite=torch.stack([r.nonfinite for r in reports]).sum(),
         capped=torch.stack([r.capped for r in reports]).amin(),
+        overall={n: torch.stack([r.overall[n] for r in reports if n in r.overall]).nanmean() for n in overall},
+        discoveries={hook: found for report in reports for hook, found in report.discoveries.items()},
     )
+
+
+def _mean(measured: Sequence[Measured]) -> Measured:
+    """Field by field; a field that is None in the last one stays None."""
+    last: Any = measured[-1]
+    means = {}
+    for each in fields(last):
+        values = [value for one in measured if (value := getattr(one, each.name)) is not None]
+        means[each.name] = torch.stack(values).nanmean(0) if getattr(last, each.name) is not None else None
+    return replace(last, **means)

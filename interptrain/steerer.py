@@ -1,50 +1,61 @@
-"""The engine: a step's gradients are read as concepts, and a rule decides what of them the optimizer gets.
+"""The engine: a training step is read as concepts, and a rule decides what of it reaches the parameters.
 
-It knows no trainer. A loop calls `before_step` between `backward` and `optimizer.step`; a callback does it for
-the loops people have.
+It knows no trainer. A loop hands over its optimizers and calls `before_step` between `backward` and
+`optimizer.step`; a callback does it for the loops people have.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from interptrain.concepts.bank import ConceptBank
-from interptrain.meters import DemandMeter, MeanInputs, gradient_reading, loss_positions
-from interptrain.projection import as_columns, correct_
-from interptrain.report import Recorder, StepReport
-from interptrain.sites import HookPoint, Site
-from interptrain.steering.rules import Gains, Rule, chain, observe, reads_coefficients
+from interptrain.gradients import Gradient, gradients_of, steer_gradients_
+from interptrain.meters import achieved_from_shares, loss_positions
+from interptrain.optimizers import Turn, turns
+from interptrain.readings import METERS, Readings
+from interptrain.report import Measured, Plain, Reading, Recorder, StepReport
+from interptrain.sites import Site
+from interptrain.steering.rules import Gains, Observe, Rule, chain, observe, reads_coefficients
+from interptrain.updates import Snapshots, Steered, Update, snapshot_bytes, steer_updates_
 from interptrain.views import Views
 
 
 class Steerer:
-    """Reads every step's gradients as concepts and steers them by a rule, before the optimizer steps.
+    """Reads every step as concepts and steers it by a rule, in the gradient or in what the optimizer did.
 
     On every step, for each site and the directions `D` of the concepts that the rule names:
 
-        G' = G + D^T (D D^T)^-1 diag(gain - 1) D G
+        where="gradient":   G'  = G  + D^T (D D^T)^-1 diag(gain - 1) D G       before the optimizer's arithmetic
+        where="update":     dW' = dW + D^T (D D^T)^-1 diag(gain - 1) D dW      after it, on `W_after - W_before`
 
-    and on every `every`-th step the meters: demand at the hook, share of the raw gradient, each with its
-    null. A gradient that is not finite is left as it is and counted. A steered gradient is not a steered
-    update: Adam's scaling, momentum and weight decay bring part of a removed component back.
+    A steered gradient is not a steered update: Adam's scaling, momentum and weight decay bring part of a removed
+    component back. A steered update has the gains that were asked for, to the rounding of the parameters, under
+    any optimizer; for the product of a LoRA pair see `projection.steer_product`. Weight decay is part of `dW`:
+    gain 0 leaves the weight's component in the concept where it is.
+
+    On every `every`-th step the meters: demand at the hook, share of the raw gradient, share and signed effect of
+    the realised change (write), and the achieved gain beside the requested one, each with its null. What is not
+    finite is left as it is and counted. A step that the GradScaler skips is not counted and not reported.
 
     Args:
         bank: the concepts.
-        sites: where they meet the parameters, from `find_sites`.
+        sites: where they meet the parameters, from `find_sites`, with the same `where`.
         rule: what to do to them; a sequence is chained.
-        where: `"gradient"`, the raw gradient before the optimizer's own arithmetic.
+        where: `"gradient"` or `"update"`.
         every: measure on every n-th optimizer step; steering acts on all of them.
         recorders: take the report of each measured step.
         ridge: allow nearly parallel directions, at the price of inexact gains.
-        norm_cap: bound on `||G' - G|| / ||G||` at each site; None for no bound.
-        null_every: measure the gradient's null groups on every n-th measured step; they cost more than the
+        norm_cap: bound on the relative size of the edit at each site; None for no bound.
+        null_every: measure the parameters' null groups on every n-th measured step; they cost more than the
             concepts do.
+        meters: which of `demand`, `gradient` and `write` to measure; `write` keeps a copy of the sites.
         seed: of the null groups.
 
     Raises:
@@ -57,15 +68,18 @@ class Steerer:
         >>> config = LlamaConfig(vocab_size=8, hidden_size=16, intermediate_size=16, num_hidden_layers=2,
         ...                      num_attention_heads=2, num_key_value_heads=2)
         >>> model = LlamaForCausalLM(config)
+        >>> optimizer = torch.optim.AdamW(model.parameters())
         >>> bank = ConceptBank.from_directions({"pirate": torch.ones(16)}, hook="blocks.0.hook_resid_post")
-        >>> steerer = Steerer(bank, find_sites(model, bank), suppress("pirate")).attach(model)
-        >>> tokens = torch.randint(0, 8, (2, 5))
-        >>> model(input_ids=tokens, labels=tokens).loss.backward()
-        >>> report = steerer.before_step()
-        >>> left = bank.directions @ model.model.layers[0].mlp.down_proj.weight.grad
-        >>> bool(left.abs().max() < 1e-6)
+        >>> steerer = Steerer(bank, find_sites(model, bank, where="update"), suppress("pirate"), where="update")
+        >>> with steerer.attach(model, optimizer):
+        ...     tokens = torch.randint(0, 8, (2, 5))
+        ...     model(input_ids=tokens, labels=tokens).loss.backward()
+        ...     steerer.before_step()
+        ...     before = model.model.layers[0].mlp.down_proj.weight.detach().clone()
+        ...     optimizer.step()
+        >>> moved = bank.directions @ (model.model.layers[0].mlp.down_proj.weight.detach() - before)
+        >>> bool(moved.abs().max() < 1e-7)
         True
-        >>> steerer.detach()
     """
 
     def __init__(
@@ -80,20 +94,26 @@ class Steerer:
         ridge: float = 0.0,
         norm_cap: float | None = None,
         null_every: int = 10,
+        meters: Collection[str] = METERS,
         seed: int = 0,
     ) -> None:
-        self.bank, self.sites, self.step = bank, tuple(sites), 0
-        _check(self.sites, where=where, every=every, null_every=null_every)
+        self.bank, self.sites, self.where = bank, tuple(sites), where
+        _check(self.sites, where=where, every=every, null_every=null_every, meters=meters)
         self._every, self._null_every, self._norm_cap = every, null_every, norm_cap
         self._recorders = list(recorders)
         self._views = Views(bank, ridge=ridge, seed=seed)
-        self._demand = DemandMeter(bank, {h: HookPoint.parse(h) for h in bank.hook_points}, seed=seed)
-        self._inputs = MeanInputs(self._demand.positions)
-        self._cumulative: dict[str, Tensor] = {}
-        self._gradient_null: Tensor | None = None
+        self._readings = Readings(bank, self._views, meters=meters, seed=seed)
+        self._snapshots = Snapshots()
+        self._turns = turns((), self.sites)
+        self._pending: dict[Turn, _Pending] = {}
         self._requested: tuple[object, Tensor] | None = None
-        self._attached = False
+        self._attached = self._heard = False
         self.set_rule(rule if rule is not None else observe())
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done; of several optimizers, by the one that has done most."""
+        return max(turn.step for turn in self._turns)
 
     @property
     def rule(self) -> Rule:
@@ -112,174 +132,246 @@ class Steerer:
         for site in self.sites:
             self._views.frame(site, tuple(gains), site.parameter.device)
         self._rule = chained
-        if self._attached:
-            self._attach_inputs()
+        self._listen()
 
-    def attach(self, model: nn.Module) -> Steerer:
-        """Register the meters' forward hooks on a model."""
+    def attach(self, model: nn.Module, *optimizers: Optimizer) -> Steerer:
+        """Register the meters' hooks on a model and on the optimizers that train it; also a context manager.
+
+        Without an optimizer only gradients can be read and steered, and a step counts when `before_step` is called.
+
+        Raises:
+            TypeError: LBFGS, or what is no torch optimizer.
+            ValueError: `where="update"` without an optimizer.
+        """
         self.detach()
-        self._demand.attach(model)
+        if self.where == "update" and not optimizers:
+            raise ValueError('where="update" edits what an optimizer did: attach(model, optimizer)')
+        done = self.step
+        self._turns = turns(optimizers, self.sites, done=done)
+        for turn in self._turns:
+            if turn.optimizer is not None:
+                turn.listen(self._keep, self._after)
+        self._readings.attach(model, self.sites)
         self._attached = True
-        self._attach_inputs()
-        self._warn_of_leaks()
+        self._listen()
+        if self.where == "gradient":
+            self._warn_of_leaks()
         return self
 
     def detach(self) -> None:
-        """Remove every hook; the model is as it was."""
-        self._demand.detach()
-        self._inputs.detach()
+        """Remove every hook and give the copies' memory back; the model and its optimizers are as they were."""
+        for turn in self._turns:
+            turn.forget()
+        self._readings.detach()
+        self._snapshots.clear()
+        self._pending.clear()
         self._attached = False
+
+    def __enter__(self) -> Steerer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.detach()
 
     def watch(self, labels: Tensor | None) -> None:
         """Say which tokens of the coming forward pass are in the loss: labels `[batch, token]`, -100 ignored.
 
         None counts every token.
         """
-        self._demand.positions.current = None if labels is None else loss_positions(labels)
+        self._readings.positions.current = None if labels is None else loss_positions(labels)
 
     @torch.no_grad()
-    def before_step(
-        self, *, parameters: Collection[nn.Parameter] | None = None, loss_scale: Tensor | float = 1.0
-    ) -> StepReport | None:
-        """Measure the gradients, then edit those that the rule names. Call after `backward` and unscaling.
+    def before_step(self, optimizer: Optimizer | None = None, *, loss_scale: Tensor | float = 1.0) -> StepReport | None:
+        """Measure the gradients, and in gradient mode edit those that the rule names.
+
+        Call it after `backward` and unscaling, before `optimizer.step()`.
 
         Args:
-            parameters: those the coming step will change; sites of others wait for their own step.
+            optimizer: the one whose step is coming; None where there is only one.
             loss_scale: what the loss was multiplied by (AMP); undone in signed figures.
 
         Returns:
-            The report of a measured step, None for the others.
+            The report of a measured step where no optimizer is attached; else the recorders get it after the step.
         """
-        ready = self._ready(parameters)
-        gains = self._rule(self._coefficients(ready), self.step)
-        self._check_names(gains)
-        report = None
-        if ready and self.step % self._every == 0:
-            report = self._measure(ready, gains, loss_scale)
-        cap = self._edit(ready, gains)
-        self._inputs.reset()
-        self.step += 1
-        self._demand.active = self.step % self._every == 0
-        if report is not None:
-            report = report.with_cap(cap)
-            self._record(report)
-        return report
+        turn = self._turn_of(optimizer)
+        pending = self._pending[turn] = self._read(turn, loss_scale)
+        if self.where == "gradient":
+            signs = self._readings.toward_by_gradient(pending.gradients) if reads_coefficients(self._rule) else None
+            pending.gains = self._gains(signs, turn)
+            self._edit_gradients(pending)
+        return self._finish(turn) if turn.optimizer is None else None
 
     def held_bytes(self) -> int:
-        """Bytes that the meters keep beside the model."""
-        return self._views.held_bytes(self.sites)
+        """Bytes that are kept beside the model: directions, null groups, and one copy of the sites."""
+        copied = self.sites if "write" in self._readings.meters or self._edits_updates else ()
+        return self._views.held_bytes(self.sites) + snapshot_bytes(copied)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on with its curves."""
+        kept = {"cumulative": self._readings.cumulative, "null_means": self._readings.null_means}
         return {
             "concepts": list(self.bank.names),
-            "step": self.step,
-            "cumulative": {name: value.cpu() for name, value in self._cumulative.items()},
-            "gradient_null": None if self._gradient_null is None else self._gradient_null.cpu(),
+            "steps": [turn.step for turn in self._turns],
+            **{key: {name: value.cpu() for name, value in values.items()} for key, values in kept.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state.
+        """Go on from a saved state; with several optimizers, after `attach`.
 
         Raises:
-            ValueError: it belongs to a bank of other concepts.
+            ValueError: it belongs to a bank of other concepts, or to another number of optimizers.
         """
         if tuple(state["concepts"]) != self.bank.names:
             raise ValueError(
                 f"the saved steering state is of concepts {', '.join(state['concepts'])}; "
                 f"this bank has {', '.join(self.bank.names)}"
             )
-        self.step = int(state["step"])
-        self._cumulative = dict(state["cumulative"])
-        self._gradient_null = state["gradient_null"]
-        self._demand.active = self.step % self._every == 0
+        if len(state["steps"]) != len(self._turns):
+            raise ValueError(
+                f"the saved steering state is of {len(state['steps'])} optimizers, this run has {len(self._turns)}"
+            )
+        for turn, step in zip(self._turns, state["steps"], strict=True):
+            turn.step = int(step)
+        self._readings.cumulative = dict(state["cumulative"])
+        self._readings.null_means = dict(state["null_means"])
+        self._listen()
 
-    def _ready(self, parameters: Collection[nn.Parameter] | None) -> list[_Ready]:
-        """The sites that the coming step changes, with their gradients."""
-        chosen = None if parameters is None else {id(parameter) for parameter in parameters}
-        ready = []
-        for site in self.sites:
-            parameter = site.parameter
-            if parameter.grad is None or (chosen is not None and id(parameter) not in chosen):
-                continue
-            if parameter.grad.is_sparse:
-                raise ValueError(f"'{site.name}' has a sparse gradient; build its embedding with sparse=False")
-            columns = as_columns(parameter.grad, site.axis)
-            ready.append(_Ready(site, columns, columns.float().square().sum()))
-        return ready
-
-    def _coefficients(self, ready: Sequence[_Ready]) -> dict[str, Tensor]:
-        """How far the raw step would move the stream toward each concept: `-sum_writers s m^T G x_mean`."""
-        device = ready[0].columns.device if ready else torch.device("cpu")
-        toward = torch.zeros(len(self.bank.names), device=device)
-        if reads_coefficients(self._rule):
-            for site, columns, energy in ready:
-                if site.role == "reader" or (received := self._inputs.mean(site.module)) is None:
-                    continue
-                weight = received if columns.shape[1] > 1 else torch.ones_like(received[:1])
-                means = self._views.means(site, device)
-                toward -= torch.where(torch.isfinite(energy), site.scaling * means @ (columns.float() @ weight), 0.0)
-        return dict(zip(self.bank.names, toward, strict=True))
-
-    def _measure(self, ready: Sequence[_Ready], gains: Gains, loss_scale: Tensor | float) -> StepReport:
-        device = ready[0].columns.device
-        null = (self.step // self._every) % self._null_every == 0
-        gradient = gradient_reading(
-            [(self._views.spans(site, device, null=null), columns, energy) for site, columns, energy in ready],
-            null=null,
+    def _turn_of(self, optimizer: Optimizer | None) -> Turn:
+        if optimizer is None and len(self._turns) == 1:
+            return self._turns[0]
+        for turn in self._turns:
+            if turn.optimizer is optimizer and optimizer is not None:
+                return turn
+        raise ValueError(
+            f"before_step({type(optimizer).__name__}) is not about one of the {len(self._turns)} attached optimizers; "
+            "name the one whose step is coming, and give every optimizer to attach(model, ...)"
         )
-        demand = self._demand.read(loss_scale)
-        if null:
-            self._gradient_null = gradient.null.mean(-1)
-        self._accumulate("gradient", gradient.share - _on(self._gradient_null, gradient.share))
-        if demand is None:
-            self._warn_of_silence()
-        elif demand.signed is not None:
-            self._accumulate("demand", demand.signed)
-        requested = [torch.as_tensor(gains.get(name, 1.0), device=device) for name in self.bank.names]
+
+    def _read(self, turn: Turn, loss_scale: Tensor | float) -> _Pending:
+        """What is known before the optimizer acts; what an earlier call left is of a step that never came."""
+        moving = [site for site in turn.owned() if any(each.grad is not None for each in site.parameters)]
+        pending = _Pending(moving, gradients_of(moving), measured=bool(moving) and turn.step % self._every == 0)
+        if pending.measured:
+            pending.null = (turn.step // self._every) % self._null_every == 0
+            pending.readings = self._readings.of_gradients(pending.gradients, loss_scale=loss_scale, null=pending.null)
+            self._warn_of_silence(pending)
+        return pending
+
+    def _edit_gradients(self, pending: _Pending) -> None:
+        gains = pending.gains
+        if _all_one(gains) or not pending.gradients:
+            return
+        device = pending.device
+        framed = [(g, self._views.frame(g.site, tuple(gains), device)) for g in pending.gradients]
+        chosen = [(gradient, steered) for gradient, steered in framed if steered is not None]
+        pending.cap = steer_gradients_(chosen, self._on_device(gains, device), norm_cap=self._norm_cap)
+
+    @torch.no_grad()
+    def _keep(self, turn: Turn) -> None:
+        """Right before an optimizer's step: copy what it may change, where somebody will ask."""
+        if self._edits_updates or ("write" in self._readings.meters and turn.step % self._every == 0):
+            self._snapshots.take(turn.owned())
+
+    @torch.no_grad()
+    def _after(self, turn: Turn) -> None:
+        """Right after it: edit and measure what it did."""
+        if turn.was_skipped():
+            self._pending.pop(turn, None)
+            return
+        self._views.stepped()
+        if turn not in self._pending:
+            if self.where == "gradient" and not isinstance(self._rule, Observe):
+                raise RuntimeError("the optimizer stepped before its gradients were steered: call before_step() first")
+            self._pending[turn] = self._read(turn, 1.0)
+        pending = self._pending[turn]
+        measures = pending.measured and "write" in self._readings.meters
+        if pending.sites and (self._edits_updates or measures):
+            updates = [self._snapshots.update(site) for site in pending.sites]
+            if self._edits_updates:
+                self._edit_updates(turn, pending, updates)
+            if measures:
+                pending.readings["write"] = self._readings.of_updates(updates, null=pending.null)
+        self._finish(turn)
+
+    def _edit_updates(self, turn: Turn, pending: _Pending, updates: Sequence[Update]) -> None:
+        signs = self._readings.toward_by_update(updates) if reads_coefficients(self._rule) else None
+        pending.gains = gains = self._gains(signs, turn)
+        if _all_one(gains):
+            return
+        device = pending.device
+        framed = [(update, self._views.frame(update.site, tuple(gains), device)) for update in updates]
+        pending.steered = steer_updates_(
+            [(update, steered) for update, steered in framed if steered is not None],
+            self._on_device(gains, device),
+            norm_cap=self._norm_cap,
+            measure=pending.measured,
+        )
+        pending.cap = pending.steered.cap
+
+    def _finish(self, turn: Turn) -> StepReport | None:
+        """Count the step and report it, if it was measured."""
+        pending = self._pending.pop(turn)
+        report = None
+        if pending.measured:
+            self._readings.accumulate(pending.readings)
+            report = self._report(turn, pending)
+        self._readings.end_step()
+        turn.step += 1
+        self._listen()
+        if report is not None:
+            self._record(report)
+        return report
+
+    def _report(self, turn: Turn, pending: _Pending) -> StepReport:
+        device = pending.device
+        gain = [torch.as_tensor(pending.gains.get(name, 1.0), device=device) for name in self.bank.names]
+        found = {**pending.readings, "gain": Plain(torch.stack([each.float() for each in gain]))}
+        if pending.gains:
+            found["achieved"] = Plain(self._achieved(pending, device))
+        overall = {} if pending.steered is None else {"off_concept": pending.steered.off_concept}
         return StepReport(
-            step=self.step,
+            step=turn.step,
             concepts=self.bank.names,
-            readings={"gradient": gradient} if demand is None else {"demand": demand, "gradient": gradient},
-            cumulative=dict(self._cumulative),
-            gains=torch.stack(requested),
-            nonfinite=torch.stack([~torch.isfinite(energy) for _, _, energy in ready]).sum().float(),
-            capped=torch.ones((), device=device),
+            readings=found,
+            cumulative=dict(self._readings.cumulative),
+            overall=overall,
+            nonfinite=sum((~torch.isfinite(g.energy) for g in pending.gradients), torch.zeros((), device=device)),
+            capped=torch.ones((), device=device) if pending.cap is None else pending.cap,
         )
 
-    def _edit(self, ready: Sequence[_Ready], gains: Gains) -> Tensor | None:
-        """Steer every site; the smallest factor of the norm cap, or None where nothing was to be done."""
-        if all(isinstance(gain, (int, float)) and gain == 1 for gain in gains.values()) or not ready:
-            return None
-        names = tuple(gains)
-        device = ready[0].columns.device
-        wanted = self._on_device(tuple(gains.values()), device)
-        caps = []
-        for site, columns, energy in ready:
-            steered = self._views.frame(site, names, device)
-            if steered is not None:
-                caps.append(
-                    correct_(
-                        columns,
-                        steered.frame.basis,
-                        steered.mixing(wanted),
-                        allowed=torch.isfinite(energy),
-                        norm_cap=self._norm_cap,
-                    )
-                )
-        return torch.stack(caps).amin() if caps else None
+    def _achieved(self, pending: _Pending, device: torch.device) -> Tensor:
+        """The gain that each named concept got; NaN for the others."""
+        achieved = torch.full((len(self.bank.names),), torch.nan, device=device)
+        named = [self.bank.names.index(name) for name in pending.gains]
+        gradient, write = pending.readings.get("gradient"), pending.readings.get("write")
+        if pending.steered is not None:
+            achieved[named] = pending.steered.achieved
+        elif self.where == "gradient" and isinstance(gradient, Reading) and isinstance(write, Reading):
+            achieved[named] = achieved_from_shares(gradient.share[named], write.share[named])
+        return achieved
 
-    def _on_device(self, gains: tuple[float | Tensor, ...], device: torch.device) -> Tensor:
+    def _gains(self, coefficients: Mapping[str, Tensor] | None, turn: Turn) -> Gains:
+        gains = self._rule(coefficients or dict.fromkeys(self.bank.names, _UNREAD), turn.step)
+        self._check_names(gains)
+        return gains
+
+    @property
+    def _edits_updates(self) -> bool:
+        return self.where == "update" and not isinstance(self._rule, Observe)
+
+    def _on_device(self, gains: Gains, device: torch.device) -> Tensor:
         """Gains as one tensor; plain numbers are uploaded only when they change."""
-        if any(isinstance(gain, Tensor) for gain in gains):
-            return torch.stack([torch.as_tensor(gain, dtype=torch.float32, device=device) for gain in gains])
-        if self._requested is None or self._requested[0] != (gains, device):
-            self._requested = ((gains, device), torch.tensor(gains, dtype=torch.float32, device=device))
+        values = tuple(gains.values())
+        if any(isinstance(gain, Tensor) for gain in values):
+            return torch.stack([torch.as_tensor(gain, dtype=torch.float32, device=device) for gain in values])
+        if self._requested is None or self._requested[0] != (values, device):
+            self._requested = ((values, device), torch.tensor(values, dtype=torch.float32, device=device))
         return self._requested[1]
 
-    def _accumulate(self, quantity: str, value: Tensor) -> None:
-        before = self._cumulative.get(quantity, torch.zeros_like(value))
-        self._cumulative[quantity] = _on(before, value) + value.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    def _listen(self) -> None:
+        """Tell the meters what the next steps want."""
+        measured = any(turn.step % self._every == 0 for turn in self._turns)
+        self._readings.listen(measured=measured, signs=reads_coefficients(self._rule))
 
     def _record(self, report: StepReport) -> None:
         for recorder in tuple(self._recorders):
@@ -293,13 +385,11 @@ class Steerer:
                     stacklevel=3,
                 )
 
-    def _attach_inputs(self) -> None:
-        self._inputs.detach()
-        if reads_coefficients(self._rule):
-            self._inputs.attach({site.module: None for site in self.sites if site.role == "writer"})
-
-    def _warn_of_silence(self) -> None:
-        if "demand" not in self._cumulative and self._attached and self.step == 0:
+    def _warn_of_silence(self, pending: _Pending) -> None:
+        if self._heard or not self._attached or "demand" not in self._readings.meters:
+            return
+        self._heard = True
+        if "demand" not in pending.readings:
             warnings.warn(
                 f"no gradient reached {', '.join(self.bank.hook_points)} in the first step, so demand is not measured: "
                 "nothing below the hook trains, or the forward pass was not the model's own",
@@ -312,13 +402,14 @@ class Steerer:
         names = tuple(self._rule({name: torch.zeros(()) for name in self.bank.names}, self.step))
         leaking = []
         for site in self.sites:
-            steered = self._views.frame(site, names, site.parameter.device) if site.lora else None
+            steered = self._views.frame(site, names, site.parameter.device) if site.partner is not None else None
             if steered is not None and bool((steered.frame.basis @ site.parameter.float()).abs().amax() > 0):
                 leaking.append(site.name)
         if leaking:
             warnings.warn(
                 f"{len(leaking)} LoRA writers start with B already inside the steered concepts ({leaking[0]}, ...): "
-                "the step s (dB A + B dA) leaks through dA, and the achieved gain will differ from the requested one",
+                "the step s (dB A + B dA) leaks through dA, and the achieved gain will differ from the requested one; "
+                'where="update" edits both factors',
                 stacklevel=3,
             )
 
@@ -328,26 +419,43 @@ class Steerer:
             raise ValueError(f"the rule names {', '.join(unknown)}; the bank has {', '.join(self.bank.names)}")
 
 
-class _Ready(NamedTuple):
-    site: Site
-    columns: Float[Tensor, "d_model other"]
-    energy: Float[Tensor, ""]  # ||G||^2: not finite where an element is not
+_UNREAD = torch.zeros(())  # the coefficient of a rule that was found not to read any
 
 
-def _check(sites: Sequence[Site], *, where: str, every: int, null_every: int) -> None:
-    if where != "gradient":
-        raise ValueError(f'where must be "gradient", found {where!r}')
+@dataclass(eq=False)
+class _Pending:
+    """A step between its gradients and its end."""
+
+    sites: list[Site]
+    gradients: list[Gradient]
+    measured: bool
+    null: bool = False
+    readings: dict[str, Measured] = field(default_factory=dict)
+    gains: Gains = field(default_factory=dict)
+    cap: Tensor | None = None
+    steered: Steered | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.sites[0].parameter.device
+
+
+def _all_one(gains: Gains) -> bool:
+    return all(isinstance(gain, (int, float)) and gain == 1 for gain in gains.values())
+
+
+def _check(sites: Sequence[Site], *, where: str, every: int, null_every: int, meters: Collection[str]) -> None:
+    if where not in ("gradient", "update"):
+        raise ValueError(f'where must be "gradient" or "update", found {where!r}')
     if every < 1 or null_every < 1:
         raise ValueError(f"every and null_every must be at least 1, found {every} and {null_every}")
+    if isinstance(meters, str) or not set(meters) <= set(METERS):
+        raise ValueError(f"meters must be among {', '.join(METERS)}, found {meters!r}")
     if not sites:
         raise ValueError("no sites to read or steer; find_sites(model, bank) lists them and says what it left out")
     readers = [site.name for site in sites if site.lora and site.role == "reader"]
-    if readers:
+    if readers and where == "gradient":
         raise ValueError(
             f"LoRA readers cannot be steered through the gradient: with B = 0 the step is s dB A, and editing A's "
-            f"gradient changes nothing of it. Leave out {', '.join(readers)}"
+            f'gradient changes nothing of it. Take where="update", or leave out {", ".join(readers)}'
         )
-
-
-def _on(stored: Tensor | None, like: Tensor) -> Tensor:
-    return torch.full_like(like, torch.nan) if stored is None else stored.to(like.device)

@@ -31,21 +31,32 @@ class SteeredFrame:
         """The operator's matrix for one gain a named concept."""
         return self.frame.mixing(gains[self.concept])
 
+    @property
+    def directions(self) -> Float[Tensor, "direction d_model"]:
+        """`D = L Q`, the unit directions themselves."""
+        return self.frame.factor @ self.frame.basis
+
 
 class Views:
     """Caches what depends only on a site's rows of the bank and on the norm in front of it.
 
     All writers that reach the same rows share one view. A reader's view is thrown away when its norm's weight
-    has changed in place (its version counter, which needs no synchronisation).
+    may have changed: by its version counter, and for a weight that trains after every optimizer step, since fused
+    optimizers do not move the counter. Neither needs a synchronisation.
     """
 
     def __init__(self, bank: ConceptBank, *, ridge: float = 0.0, seed: int = 0) -> None:
         self._bank, self._ridge, self._seed = bank, ridge, seed
         self._rows: dict[Site, tuple[int, ...]] = {}
         self._base: dict[tuple[tuple[int, ...], torch.device], Spans] = {}
-        self._spans: dict[tuple[object, ...], tuple[int, Spans]] = {}
+        self._spans: dict[tuple[object, ...], tuple[tuple[int, int], Spans]] = {}
         self._means: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
-        self._frames: dict[tuple[object, ...], tuple[int, SteeredFrame | None]] = {}
+        self._frames: dict[tuple[object, ...], tuple[tuple[int, int], SteeredFrame | None]] = {}
+        self._steps = 0
+
+    def stepped(self) -> None:
+        """An optimizer has stepped: look at the norms that train anew."""
+        self._steps += 1
 
     def rows(self, site: Site) -> tuple[int, ...]:
         """Bank rows that a site touches."""
@@ -61,7 +72,7 @@ class Views:
         base = self._base[rows, device]
         if site.norm is None or null:
             return base.seen_from(site, null=null)
-        key, version = (rows, device, site.norm.module), _version(site)
+        key, version = (rows, device, site.norm.module), self._version(site)
         if key not in self._spans or self._spans[key][0] != version:
             self._spans[key] = (version, base.seen_from(site, null=False))
         return self._spans[key][1]
@@ -74,16 +85,18 @@ class Views:
         """
         rows = self.rows(site)
         key = (rows, tuple(names), device, None if site.norm is None else site.norm.module)
-        version = _version(site)
+        version = self._version(site)
         if key not in self._frames or self._frames[key][0] != version:
             self._frames[key] = (version, self._factorise(site, rows, names, device))
         return self._frames[key][1]
 
-    def means(self, site: Site, device: torch.device) -> Float[Tensor, "concept d_model"]:
-        """Each concept's mean direction over the rows a writer touches, unit; zero where it touches none."""
-        rows = self.rows(site)
+    def means(self, rows: tuple[int, ...], device: torch.device) -> Float[Tensor, "one_and_flips concept d_model"]:
+        """Each concept's unit mean direction over some rows, then the same with random signs for its null."""
         if (rows, device) not in self._means:
-            self._means[rows, device] = mean_directions(self._bank, rows)[0].to(device)
+            random = torch.Generator().manual_seed(self._seed)
+            flips = torch.randint(0, 2, (NULL_GROUPS, len(rows)), generator=random).float() * 2 - 1
+            signs = torch.cat([torch.ones(1, len(rows)), flips])
+            self._means[rows, device] = mean_directions(self._bank, rows, signs).to(device)
         return self._means[rows, device]
 
     def held_bytes(self, sites: Iterable[Site]) -> int:
@@ -107,7 +120,9 @@ class Views:
             raise ValueError(f"concepts {', '.join(names)} at '{site.name}': {error}") from None
         return SteeredFrame(frame, torch.tensor([number for _, number in named], device=device))
 
-
-def _version(site: Site) -> int:
-    """Counts the in-place changes of the norm's weight in front of a site."""
-    return -1 if site.norm is None or site.norm.weight is None else site.norm.weight._version
+    def _version(self, site: Site) -> tuple[int, int]:
+        """Changes when the norm's weight in front of a site may have."""
+        weight = None if site.norm is None else site.norm.weight
+        if weight is None:
+            return (0, 0)
+        return (weight._version, self._steps if weight.requires_grad else 0)

@@ -1,10 +1,12 @@
 """Meters: one quantity a file, each with its null."""
 
+from interptrain.meters.achieved import achieved_from_shares, achieved_gain
 from interptrain.meters.demand import DemandMeter
 from interptrain.meters.gradient import gradient_reading
 from interptrain.meters.inputs import MeanInputs
 from interptrain.meters.spans import NULL_GROUPS, Spans, mean_directions
 from interptrain.meters.tokens import Positions, loss_positions
+from interptrain.meters.write import write_reading
 
 __all__ = [
     "NULL_GROUPS",
@@ -12,7 +14,10 @@ __all__ = [
     "MeanInputs",
     "Positions",
     "Spans",
+    "achieved_from_shares",
+    "achieved_gain",
     "gradient_reading",
     "loss_positions",
     "mean_directions",
+    "write_reading",
 ]

@@ -13,10 +13,12 @@ from torch.utils.hooks import RemovableHandle
 
 from interptrain.concepts.bank import ConceptBank
 from interptrain.meters.spans import NULL_GROUPS, Spans, mean_directions
+from interptrain.meters.token_demand import TokenDemand
 from interptrain.meters.tokens import Positions, ordinary_tokens
 from interptrain.report import Reading
 
 if TYPE_CHECKING:
+    from interptrain.meters.dictionary import DictionaryMeter
     from interptrain.sites import HookPoint
 
 
@@ -38,13 +40,25 @@ class DemandMeter:
         points: the bank's hook points, parsed.
         groups: null groups.
         seed: of the null groups.
+        keep_tokens: also keep what every token asked for, in `tokens`.
+        dictionary: is shown the same gradients, to say which of all latents they teach.
     """
 
     def __init__(
-        self, bank: ConceptBank, points: dict[str, HookPoint], *, groups: int = NULL_GROUPS, seed: int = 0
+        self,
+        bank: ConceptBank,
+        points: dict[str, HookPoint],
+        *,
+        groups: int = NULL_GROUPS,
+        seed: int = 0,
+        keep_tokens: bool = False,
+        dictionary: DictionaryMeter | None = None,
     ) -> None:
         self.positions = Positions()
         self.active = True
+        self.tokens: dict[str, list[TokenDemand]] = {}
+        self._keep_tokens, self._dictionary = keep_tokens, dictionary
+        self._seen: dict[str, list[TokenDemand]] = {}
         self._handles: list[RemovableHandle] = []
         self._hooks = {hook: _Hook.of(bank, hook, point, groups=groups, seed=seed) for hook, point in points.items()}
         self._shape = (len(bank.names), groups)
@@ -60,23 +74,37 @@ class DemandMeter:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._tally = None
+        self._seen, self._tally = {}, None
 
     def _capture(self, hook: _Hook, activations: Tensor) -> None:
-        if not (self.active and torch.is_grad_enabled() and activations.requires_grad):
+        if not (self._wanted and torch.is_grad_enabled() and activations.requires_grad):
             return
         counted = self.positions.of(activations) & ordinary_tokens(activations)
         activations.register_hook(lambda gradient: self._add(hook, gradient, counted))
 
+    @property
+    def _wanted(self) -> bool:
+        return self.active or (self._dictionary is not None and self._dictionary.active)
+
     def _add(self, hook: _Hook, gradient: Tensor, counted: Tensor) -> None:
         columns = (gradient.detach().float() * counted[..., None]).flatten(0, 1).T
+        if self._dictionary is not None and self._dictionary.active:
+            self._dictionary.add(hook.point.name, columns)
+        if not self.active:
+            return
         if self._tally is None:
             self._tally = _Tally.zeros(*self._shape, columns.device)
         self._tally.add(hook.to(columns.device), columns)
+        if self._keep_tokens:
+            found = TokenDemand.of(hook.spans, hook.means[0], gradient.detach(), counted)
+            self._seen.setdefault(hook.point.name, []).append(found)
 
     def read(self, loss_scale: Float[Tensor, ""] | float = 1.0) -> Reading | None:
         """The reading since the last one, with loss scaling undone; None if no gradient came by."""
         tally, self._tally = self._tally, None
+        if self._seen:
+            self.tokens = {hook: [one.scaled(loss_scale) for one in seen] for hook, seen in self._seen.items()}
+            self._seen = {}
         return None if tally is None else tally.reading(loss_scale)
 
 

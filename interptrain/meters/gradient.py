@@ -4,42 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interptrain.meters.share import energy_share
 from interptrain.meters.spans import Spans
 from interptrain.report import Reading
 
 
 def gradient_reading(
-    measured: Iterable[tuple[Spans, Float[Tensor, "d_model _"], Float[Tensor, ""]]],
-    *,
-    null: bool,
+    measured: Iterable[tuple[Spans, Float[Tensor, "d_model _"], Float[Tensor, ""]]], *, null: bool
 ) -> Reading:
-    """Energy share of the gradients of several sites in each concept's span.
+    """Energy share of the raw gradients of several sites in each concept's span.
 
         share_c = sum_sites ||Q_c G||_F^2 / sum_sites ||G||_F^2
 
-    A concept's sum runs over the sites it reaches. The share has no sign and knows nothing of the optimizer:
-    what a step really writes is another quantity.
+    The share has no sign and knows nothing of the optimizer: what a step really writes is `write_reading`.
 
     Args:
-        measured: for every site its spans, its gradient with the residual axis first, and that gradient's
-            energy `||G||_F^2`; where it is not finite the site is left out.
-        null: whether to measure the null groups too, which costs more than the concepts themselves.
+        measured: for every site its spans, its gradient with the residual axis first, and that gradient's energy.
+        null: whether to measure the null groups too.
     """
-    energy: list[Tensor] = []
-    total: list[Tensor] = []
-    spread: list[Tensor] = []
-    for spans, columns, whole in measured:
-        finite = torch.isfinite(whole)
-        squared = torch.where(finite, whole, 0.0)
-        energy.append(torch.where(finite, spans.energy(columns), 0.0))
-        total.append(torch.where(spans.ranks > 0, squared, 0.0))
-        if null:
-            spread.append(torch.where(finite, spans.null_energy(columns), 0.0))
-        else:
-            spread.append(torch.full((len(spans.bases), len(spans.null)), torch.nan, device=columns.device))
-    overall = torch.stack(total).sum(0)
-    return Reading(torch.stack(energy).sum(0) / overall, torch.stack(spread).sum(0) / overall[:, None])
+    return energy_share(measured, null=null)

@@ -13,13 +13,15 @@ from interptrain.meters.tokens import Positions
 
 
 class MeanInputs:
-    """Forward hooks that average what each writer's module receives, over loss tokens, between two resets.
+    """Forward hooks that average what each writer's module receives, over loss tokens, from one step's end to the next.
 
     Modules that receive token numbers (embeddings) have no mean input.
     """
 
     def __init__(self, positions: Positions) -> None:
         self._positions = positions
+        self.active = True
+        self._over = False
         self._sums: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         self._handles: list[RemovableHandle] = []
 
@@ -37,20 +39,23 @@ class MeanInputs:
 
     def _capture(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         received = args[0].detach()
-        if not torch.is_grad_enabled() or not received.is_floating_point() or received.ndim != 3:
+        if not (self.active and torch.is_grad_enabled() and received.is_floating_point() and received.ndim == 3):
             return
+        if self._over:
+            self._sums.clear()
+            self._over = False
         weight = self._positions.of(received).float()
         summed, count = self._sums.get(module, (0.0, 0.0))
-        total = torch.einsum("btf,bt->f", received.float(), weight)
+        total = (received.float() * weight[..., None]).sum((0, 1))  # no matmul: autocast would round it
         self._sums[module] = (summed + total, count + weight.sum())
 
     def mean(self, module: nn.Module) -> Float[Tensor, "input"] | None:
-        """The mean input of a module since the last reset, or None if it received none."""
+        """The mean input of a module in this step's forward passes, or None if it received none."""
         if module not in self._sums:
             return None
         summed, count = self._sums[module]
         return summed / count
 
-    def reset(self) -> None:
-        """Forget what was seen."""
-        self._sums.clear()
+    def end(self) -> None:
+        """Begin anew with the next forward pass; until then the means stay, for a second optimizer's turn."""
+        self._over = True

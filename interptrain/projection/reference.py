@@ -6,7 +6,7 @@ Everything here is linear algebra on one tensor: no step counter, no logger, no 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from interptrain.projection.frame import Frame
@@ -95,7 +95,6 @@ def correct_(
     basis: Float[Tensor, "direction d_model"],
     mixing: Float[Tensor, "direction direction"],
     *,
-    allowed: Bool[Tensor, ""] | None = None,
     norm_cap: float | None = None,
 ) -> Float[Tensor, ""]:
     """Add `Q^T T Q G` to `G`, which it overwrites; what is not finite is left as it was found.
@@ -104,22 +103,32 @@ def correct_(
         columns: `G`, residual axis first.
         basis: `Q`, orthonormal.
         mixing: `T`.
-        allowed: where false, `G` keeps its bits; the guard against spreading NaN, with no synchronisation.
         norm_cap: bound on `||G' - G|| / ||G||`; the correction is scaled down to it.
 
     Returns:
         The factor by which the cap scaled the correction; 1 where it did not bind.
     """
-    wide = columns.float()
-    correction = basis.T @ (mixing @ (basis @ wide))
+    correction, scale = correction_of(columns.float(), basis, mixing, norm_cap=norm_cap)
+    columns.add_(correction)
+    return scale
+
+
+def correction_of(
+    columns: Float[Tensor, "d_model other"],
+    basis: Float[Tensor, "direction d_model"],
+    mixing: Float[Tensor, "direction direction"],
+    *,
+    norm_cap: float | None = None,
+) -> tuple[Float[Tensor, "d_model other"], Float[Tensor, ""]]:
+    """`Q^T T Q G`, scaled down to the norm cap, and by how much; zero where `G` holds NaN or infinity."""
+    coefficients = basis @ columns
+    correction = basis.T @ (mixing @ coefficients)
     scale = torch.ones((), device=columns.device)
     if norm_cap is not None:
-        scale = (norm_cap * wide.norm() / correction.norm().clamp_min(1e-30)).clamp_max(1.0)
+        scale = (norm_cap * columns.norm() / correction.norm().clamp_min(1e-30)).clamp_max(1.0)
         correction = correction * scale
-    if allowed is not None:
-        correction = torch.where(allowed, correction, torch.zeros_like(correction))
-    columns.add_(correction.to(columns.dtype))
-    return scale
+    finite = torch.isfinite(coefficients.sum())  # every element of a non-finite column reaches a coefficient
+    return torch.where(finite, correction, 0.0), scale
 
 
 def energies(

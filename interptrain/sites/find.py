@@ -39,7 +39,8 @@ def find_sites(model: nn.Module, bank: ConceptBank, *, skip: Sequence[str] = (),
         model: holds one transformer of a known family, at any depth, adapted or not.
         bank: the concepts; its hooks and width are checked against the model.
         skip: patterns (`fnmatch`) of parameter names to leave out, understood or not.
-        where: what will be edited. In "gradient" mode LoRA readers are left out.
+        where: what will be edited. In "gradient" mode LoRA readers are left out: with `B = 0` the step is
+            `s dB A`, of which `A`'s gradient decides nothing.
 
     Raises:
         ValueError: the model is not the bank's; it has no known blocks, or two stacks of them; a trainable
@@ -162,9 +163,11 @@ class _Search:
         owner = part.module.get_submodule(inside)
         width = owner.get_parameter(trained.attribute).shape[axis]
         norm = None if part.norm is None else Norm.of(part.norm.name, part.norm.module, width=width)
+        partner = part.module.get_submodule(".".join(axes.partner)) if axes.partner else None
         return Site(
-            trained.name, owner, trained.attribute, part.kind, axis, part.position, norm, axes.lora, axes.scaling
-        )
+            trained.name, owner, trained.attribute, part.kind, axis, part.position, norm, axes.lora, axes.scaling,
+            partner,
+        )  # fmt: skip
 
 
 def _why_none(left_out: Sequence[LeftOut]) -> str:

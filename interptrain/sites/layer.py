@@ -16,12 +16,14 @@ class Axes:
         outputs: None for the inner factor `A`.
         lora: whether the parameter belongs to `W = W0 + s B A`.
         scaling: `s`; 1 for the layer's own parameters.
+        partner: path from the layer to the pair's other factor; empty for what is no factor.
     """
 
     inputs: int | None
     outputs: int | None
     lora: bool = False
     scaling: float = 1.0
+    partner: tuple[str, ...] = ()
 
 
 def axes_of(name: str, layer: nn.Module, path: tuple[str, ...], attribute: str) -> Axes:
@@ -45,9 +47,11 @@ def axes_of(name: str, layer: nn.Module, path: tuple[str, ...], attribute: str) 
         case ((() | ("base_layer",) | ("modules_to_save", _)), "bias"):
             return Axes(inputs=None, outputs=0)
         case ("lora_A", adapter), "weight":
-            return Axes(inputs=1, outputs=None, lora=True, scaling=_scaling(name, layer, adapter))
-        case ("lora_B", adapter), "weight" | "bias":
-            return Axes(inputs=None, outputs=0, lora=True, scaling=_scaling(name, layer, adapter))
+            return Axes(1, None, lora=True, scaling=_scaling(name, layer, adapter), partner=("lora_B", adapter))
+        case ("lora_B", adapter), "weight":
+            return Axes(None, 0, lora=True, scaling=_scaling(name, layer, adapter), partner=("lora_A", adapter))
+        case ("lora_B", adapter), "bias":
+            return Axes(None, 0, lora=True, scaling=_scaling(name, layer, adapter))
         case _:
             raise ValueError(f"'{name}' trains '{'.'.join((*path, attribute))}', which is not understood")
 

@@ -32,8 +32,9 @@ class Site:
         axis: the parameter axis that is the stream's.
         position: place in the stream: embeddings -1, attention of block L at L + .25, its MLP at L + .75, head inf.
         norm: readers: the norm in front.
-        lora: whether it is a factor of `W = W0 + s B A`: `B` of a writer, `A` of a reader.
-        scaling: `s`; 1 where it is not.
+        lora: whether it belongs to an adapter `W = W0 + s B A`: `B` (or its bias) of a writer, `A` of a reader.
+        scaling: `s`; 1 where it does not.
+        partner: the module of the pair's other factor, `A` of a writer, `B` of a reader; None for what is no factor.
     """
 
     name: str
@@ -45,11 +46,22 @@ class Site:
     norm: Norm | None = None
     lora: bool = False
     scaling: float = 1.0
+    partner: nn.Module | None = None
 
     @property
     def parameter(self) -> nn.Parameter:
         """The parameter as it stands now; sharding may have replaced the object since the site was found."""
         return self.module.get_parameter(self.attribute)
+
+    @property
+    def parameters(self) -> tuple[nn.Parameter, ...]:
+        """What a step of this site may change: the parameter, and the pair's other factor where there is one."""
+        return (self.parameter,) if self.partner is None else (self.parameter, self.partner.get_parameter("weight"))
+
+    @property
+    def entrance(self) -> nn.Module:
+        """The module that receives what the whole map, `W` or `s B A`, is applied to."""
+        return self.partner if self.partner is not None and self.role == "writer" else self.module
 
     def directions(self, rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
         """Unit rows in the parameter's own coordinates, with the norm's present gain.

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from interptrain.recorders import JSONLRecorder, MemoryRecorder
-from interptrain.report import Reading, StepReport, Window, average
+from interptrain.report import Plain, Reading, StepReport, Window, average
 
 
 def report(step, share, *, demand=True, nonfinite=0.0, capped=1.0):
@@ -13,9 +13,10 @@ def report(step, share, *, demand=True, nonfinite=0.0, capped=1.0):
     return StepReport(
         step=step,
         concepts=("pirate", "sums"),
-        readings={"gradient": reading} | ({"demand": signed} if demand else {}),
+        readings={"gradient": reading, "gain": Plain(torch.tensor([0.0, 1.0]))}
+        | ({"demand": signed} if demand else {}),
         cumulative={"demand": torch.tensor([float(step), 0.0])},
-        gains=torch.tensor([0.0, 1.0]),
+        overall={"off_concept": torch.tensor(math.nan if demand else 0.25)},
         nonfinite=torch.tensor(nonfinite),
         capped=torch.tensor(capped),
     )
@@ -46,6 +47,7 @@ def test_the_mean_skips_steps_that_measured_nothing():
     assert figures["concept/pirate/demand/cumulative"] == pytest.approx(2.0)
     assert figures["interptrain/nonfinite_sites"] == 2.0
     assert figures["interptrain/norm_cap"] == 0.5
+    assert figures["interptrain/off_concept"] == 0.25
 
 
 def test_the_mean_of_nothing_is_an_error():

@@ -158,7 +158,7 @@ def test_a_model_that_is_frozen_below_the_hook_has_no_demand_and_says_so():
     model(**batch()).loss.backward()
     with pytest.warns(UserWarning, match="no gradient reached blocks.1.hook_resid_post in the first step"):
         report = steerer.before_step()
-    assert set(report.readings) == {"gradient"}
+    assert set(report.readings) == {"gradient", "gain"}
 
 
 def test_validation_forwards_are_not_read():
@@ -180,8 +180,15 @@ def test_mean_inputs_are_over_loss_tokens():
     inputs.attach([module])
     model(**examples).loss.backward()
     torch.testing.assert_close(inputs.mean(module), seen["x"][positions.current].mean(0))
-    inputs.reset()
-    assert inputs.mean(module) is None
+    inputs.end()
+    first = inputs.mean(module)
+    inputs.active = False
+    model(**examples)
+    assert torch.equal(inputs.mean(module), first)  # another optimizer may still ask
+    inputs.active = True
+    examples["input_ids"] = examples["input_ids"].flip(0)
+    model(**examples)
+    torch.testing.assert_close(inputs.mean(module), seen["x"][positions.current].mean(0))
 
 
 def test_coefficients_are_how_far_the_step_would_move_the_stream():
@@ -219,7 +226,7 @@ def test_one_sided_steering_edits_a_step_toward_the_concept_and_leaves_one_away_
     model(**examples).loss.backward()
     gradient = model.model.layers[0].mlp.down_proj.weight.grad
     before = gradient.clone()
-    gain = float(steerer.before_step().gains[0])
+    gain = float(steerer.before_step().readings["gain"].value[0])
     assert gain == (0.0 if sign == TOWARD_SUMS else 1.0)
     if gain == 0.0:
         assert (bank.directions @ gradient).abs().max() < 1e-6

@@ -1,0 +1,64 @@
+"""The gradients of a step, site by site, and their edit before the optimizer's own arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interptrain.projection import as_columns, correct_
+from interptrain.sites import Site
+from interptrain.views import SteeredFrame
+
+
+class Gradient(NamedTuple):
+    """The gradient of one site.
+
+    Args:
+        site: where.
+        columns: a view of it, residual axis first.
+        energy: `||G||^2`; not finite where an element is not.
+    """
+
+    site: Site
+    columns: Float[Tensor, "d_model other"]
+    energy: Float[Tensor, ""]
+
+
+def gradients_of(sites: Iterable[Site]) -> list[Gradient]:
+    """The gradients of those sites that have one.
+
+    Raises:
+        ValueError: one is sparse.
+    """
+    found = []
+    for site in sites:
+        gradient = site.parameter.grad
+        if gradient is None:
+            continue
+        if gradient.is_sparse:
+            raise ValueError(f"'{site.name}' has a sparse gradient; build its embedding with sparse=False")
+        columns = as_columns(gradient, site.axis)
+        found.append(Gradient(site, columns, columns.float().square().sum()))
+    return found
+
+
+def steer_gradients_(
+    gradients: Sequence[tuple[Gradient, SteeredFrame]],
+    gains: Float[Tensor, "concept"],
+    *,
+    norm_cap: float | None = None,
+) -> Float[Tensor, ""]:
+    """`G' = G + D^T (D D^T)^-1 diag(gain - 1) D G` at every site; overwrites the gradients.
+
+    Returns:
+        The smallest factor of the norm cap; 1 where it did not bind.
+    """
+    caps = [
+        correct_(gradient.columns, steered.frame.basis, steered.mixing(gains), norm_cap=norm_cap)
+        for gradient, steered in gradients
+    ]
+    return torch.stack(caps).amin() if caps else torch.ones((), device=gains.device)

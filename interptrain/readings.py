@@ -1,0 +1,142 @@
+"""What one step is measured by: the meters at the hooks and at the sites, and what they keep between steps."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from interptrain.concepts.bank import ConceptBank
+from interptrain.gradients import Gradient
+from interptrain.meters import DemandMeter, MeanInputs, Positions, gradient_reading, write_reading
+from interptrain.report import Measured, Reading
+from interptrain.sites import HookPoint, Site
+from interptrain.updates import Update
+from interptrain.views import Views
+
+METERS = ("demand", "gradient", "write")
+
+
+class Readings:
+    """The meters of a steerer: gradients before the optimizer's step, changes after it, and running sums.
+
+    Args:
+        bank: the concepts.
+        views: their directions at the sites.
+        meters: which of `METERS` to measure.
+        seed: of the null groups.
+    """
+
+    def __init__(self, bank: ConceptBank, views: Views, *, meters: Collection[str], seed: int) -> None:
+        self.meters = frozenset(meters)
+        self.cumulative: dict[str, Tensor] = {}
+        self.null_means: dict[str, Tensor] = {}
+        self._bank, self._views = bank, views
+        self._demand = DemandMeter(bank, {h: HookPoint.parse(h) for h in bank.hook_points}, seed=seed)
+        self._inputs = MeanInputs(self._demand.positions)
+
+    @property
+    def positions(self) -> Positions:
+        """Which tokens count."""
+        return self._demand.positions
+
+    def attach(self, model: nn.Module, sites: Iterable[Site]) -> None:
+        """Register the forward hooks: one a hook point, and one a writer where its mean input is asked for."""
+        self.detach()
+        if "demand" in self.meters:
+            self._demand.attach(model)
+        self._inputs.attach({site.entrance: None for site in sites if site.role == "writer"})
+
+    def detach(self) -> None:
+        """Remove them."""
+        self._demand.detach()
+        self._inputs.detach()
+
+    def listen(self, *, measured: bool, signs: bool) -> None:
+        """Say what of the coming step is wanted: its demand, and the writers' mean inputs."""
+        self._demand.active = measured
+        self._inputs.active = signs or (measured and "write" in self.meters)
+
+    def end_step(self) -> None:
+        """Begin the mean inputs anew with the next forward pass."""
+        self._inputs.end()
+
+    def of_gradients(
+        self, gradients: Sequence[Gradient], *, loss_scale: Tensor | float, null: bool
+    ) -> dict[str, Measured]:
+        """`demand` and `gradient`, as far as they are measured; the tokens seen so far are used up."""
+        found: dict[str, Measured] = {}
+        if "demand" in self.meters and (demand := self._demand.read(loss_scale)) is not None:
+            found["demand"] = demand
+        if gradients and "gradient" in self.meters:
+            found["gradient"] = gradient_reading(
+                [(self._spans(g.site, g.columns, null), g.columns, g.energy) for g in gradients], null=null
+            )
+        return found
+
+    def of_updates(self, updates: Sequence[Update], *, null: bool) -> Reading:
+        """`write`: what the parameters' changes are, as they stand now."""
+        measured = []
+        for update in updates:
+            columns = update.columns()
+            measured.append((self._spans(update.site, columns, null), columns, columns.square().sum()))
+        moved = self._moved(updates)
+        device = measured[0][1].device
+        return write_reading(measured, moved, {rows: self._views.means(rows, device) for rows in moved}, null=null)
+
+    def toward_by_gradient(self, gradients: Sequence[Gradient]) -> dict[str, Tensor]:
+        """How far each concept's direction would move up, up to the rate: `-sum_writers s m^T G x_mean`."""
+        moved: dict[tuple[int, ...], Tensor] = {}
+        for site, columns, energy in gradients:
+            received = self._received(site)
+            if received is not None:
+                into = received if site.partner is None else site.parameters[1].float() @ received
+                effect = columns.float() @ into if columns.shape[1] > 1 else columns[:, 0].float()
+                self._add(moved, site, torch.where(torch.isfinite(energy), -site.scaling * effect, 0.0))
+        return self._toward(moved)
+
+    def toward_by_update(self, updates: Sequence[Update]) -> dict[str, Tensor]:
+        """How far each concept's direction moved up: `sum_writers m^T dW x_mean`."""
+        return self._toward(self._moved(updates))
+
+    def accumulate(self, found: Mapping[str, Measured]) -> None:
+        """Add to the running sums: signed figures where a quantity has them, else its share above its null."""
+        for quantity, reading in found.items():
+            if not isinstance(reading, Reading):
+                continue
+            null = reading.null.mean(-1)
+            known = self.null_means.get(quantity, torch.full_like(null, torch.nan)).to(null.device)
+            self.null_means[quantity] = torch.where(torch.isfinite(null), null, known)
+            value = reading.share - self.null_means[quantity] if reading.signed is None else reading.signed
+            before = self.cumulative.get(quantity, torch.zeros_like(value)).to(value.device)
+            self.cumulative[quantity] = before + value.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+    def _spans(self, site: Site, columns: Tensor, null: bool):  # type: ignore[no-untyped-def]
+        return self._views.spans(site, columns.device, null=null)
+
+    def _received(self, site: Site) -> Float[Tensor, "input"] | None:
+        """The mean input of a writer; None for readers, embeddings and modules that did not run."""
+        if site.role == "reader":
+            return None
+        if site.parameter.ndim == 1:
+            return torch.ones(1, device=site.parameter.device)
+        return self._inputs.mean(site.entrance)
+
+    def _moved(self, updates: Sequence[Update]) -> dict[tuple[int, ...], Tensor]:
+        moved: dict[tuple[int, ...], Tensor] = {}
+        for update in updates:
+            received = self._received(update.site)
+            if received is not None:
+                self._add(moved, update.site, update.effect(received))
+        return moved
+
+    def _add(self, moved: dict[tuple[int, ...], Tensor], site: Site, effect: Float[Tensor, "d_model"]) -> None:
+        rows = self._views.rows(site)
+        moved[rows] = moved[rows] + effect if rows in moved else effect
+
+    def _toward(self, moved: Mapping[tuple[int, ...], Tensor]) -> dict[str, Tensor]:
+        along = [self._views.means(rows, effect.device)[0] @ effect for rows, effect in moved.items()]
+        total = torch.stack(along).sum(0) if along else torch.zeros(len(self._bank.names))
+        return dict(zip(self._bank.names, total, strict=True))

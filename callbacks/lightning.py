@@ -8,13 +8,18 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.plugins import MixedPrecision
 from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from rich.console import Console
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from interptrain.alarm import Alarm
 from interptrain.concepts import ConceptBank
+from interptrain.discovery import DiscoveryTable
+from interptrain.gain_check import GainCheck
+from interptrain.meters.probes import ProbeSets
 from interptrain.meters.tokens import IGNORED_LABEL
 from interptrain.plan import Plan, summary_table
 from interptrain.readings import METERS
@@ -52,7 +57,14 @@ class ConceptSteering(Callback):
         summary: print a table when training ends.
         ridge: allow nearly parallel directions, at the price of inexact gains.
         norm_cap: bound on the relative size of the edit at each site.
-        meters: which of `demand`, `gradient` and `write` to measure; `write` keeps a copy of the sites.
+        meters: which of `demand`, `gradient` and `write` to measure, and `reinforced` on request; `write` keeps a
+            copy of the sites.
+        probes: fixed texts by set, `{"neutral": batches, "pirate": batches}`: what training makes of them is
+            measured against the model before training.
+        probe_every: run them after every n-th optimizer step.
+        discover_every: on every n-th step ask which of all the dictionary's latents it teaches; None never.
+        latent_labels: what those latents are about.
+        alarm: warns when something else moves in place of a suppressed concept; needs probes.
 
     Raises:
         ValueError: at fit start, before the first step: the bank does not fit the model, a module is not
@@ -84,6 +96,11 @@ class ConceptSteering(Callback):
         ridge: float = 0.0,
         norm_cap: float | None = None,
         meters: Collection[str] = METERS,
+        probes: ProbeSets | Mapping[str, Iterable[Mapping[str, Tensor]]] | None = None,
+        probe_every: int = 50,
+        discover_every: int | None = 50,
+        latent_labels: Mapping[int, str] | None = None,
+        alarm: Alarm | None = None,
     ) -> None:
         self.bank = bank
         self._rule = observe() if rule is None else rule
@@ -94,11 +111,14 @@ class ConceptSteering(Callback):
         self._window = Window()
         self._options: dict[str, Any] = {
             "where": where, "every": every, "recorders": (*recorders, self._window),
-            "ridge": ridge, "norm_cap": norm_cap, "meters": meters,
+            "ridge": ridge, "norm_cap": norm_cap, "meters": meters, "probes": probes, "probe_every": probe_every,
+            "discover_every": discover_every, "latent_labels": latent_labels, "alarm": alarm,
         }  # fmt: skip
         self._steerer: Steerer | None = None
         self._restored: dict[str, Any] | None = None
         self._latest: dict[str, float] = {}
+        self._discovered: dict[str, DiscoveryTable] = {}
+        self._gains = GainCheck()
         self._stepped = False
 
     @property
@@ -143,7 +163,7 @@ class ConceptSteering(Callback):
     ) -> None:
         """Log the mean since the last log step, when the trainer logs."""
         # Lightning's own LearningRateMonitor asks the same question; metrics of other steps never reach a logger.
-        if self._stepped and trainer._logger_connector.should_update_logs and self._drain():
+        if self._stepped and trainer._logger_connector.should_update_logs and self._drain(trainer):
             pl_module.log_dict(self._latest, on_step=True, on_epoch=False)
             if self._progress_bar:
                 shown = {f"{name}": self._latest.get(f"concept/{name}/demand", 0.0) for name in self.bank.names}
@@ -152,9 +172,9 @@ class ConceptSteering(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the summary and leave nothing behind."""
-        self._drain()
+        self._drain(trainer)
         if self._summary and trainer.is_global_zero and self._latest:
-            Console().print(summary_table(self.bank.names, self._latest))
+            Console().print(summary_table(self.bank.names, self._latest), *self._discovered.values())
         self._detach()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -179,12 +199,20 @@ class ConceptSteering(Callback):
         sites = find_sites(model, self.bank, skip=self._skip, where=where) if self._sites is None else self._sites
         return Steerer(self.bank, sites, self._rule, **self._options)
 
-    def _drain(self) -> bool:
+    def _drain(self, trainer: Trainer) -> bool:
         """Bring what was measured since the last time to the host, in one transfer."""
         report = self._window.drain()
         if report is None:
             return False
         self._latest = report.scalars()
+        for hook, table in report.discoveries.items():
+            self._discovered[hook] = table
+            data = [list(row.values()) for row in table.rows()]
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_table(f"interptrain/discovery/{hook}", list(table.columns), data, step=report.step)
+        if (parted := self._gains.parted(self._latest, self.bank.names)) is not None:
+            warnings.warn(f"{parted}, by step {report.step + 1}", stacklevel=2)
         bad = int(self._latest.get("interptrain/nonfinite_sites", 0))
         if bad:
             warnings.warn(

@@ -9,14 +9,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interptrain.concepts.bank import ConceptBank
+from interptrain.discovery import DiscoveryTable
 from interptrain.gradients import Gradient
-from interptrain.meters import DemandMeter, MeanInputs, Positions, gradient_reading, write_reading
+from interptrain.meters import DemandMeter, MeanInputs, Positions, Spans, gradient_reading, write_reading
+from interptrain.meters.dictionary import DictionaryMeter
+from interptrain.meters.probe_meter import ProbeMeter
+from interptrain.meters.probes import ProbeSets
+from interptrain.meters.token_demand import TokenDemands
 from interptrain.report import Measured, Reading
 from interptrain.sites import HookPoint, Site
 from interptrain.updates import Update
 from interptrain.views import Views
 
 METERS = ("demand", "gradient", "write")
+KNOWN_METERS = (*METERS, "reinforced")
 
 
 class Readings:
@@ -25,16 +31,34 @@ class Readings:
     Args:
         bank: the concepts.
         views: their directions at the sites.
-        meters: which of `METERS` to measure.
+        meters: which of `KNOWN_METERS` to measure.
+        probes: fixed texts to read the model with, before training and from time to time.
+        keep_tokens: keep what every token of the last measured step asked for.
+        latent_labels: what the dictionary's latents are about.
         seed: of the null groups.
     """
 
-    def __init__(self, bank: ConceptBank, views: Views, *, meters: Collection[str], seed: int) -> None:
+    def __init__(
+        self,
+        bank: ConceptBank,
+        views: Views,
+        *,
+        meters: Collection[str],
+        probes: ProbeSets | None,
+        keep_tokens: bool,
+        latent_labels: Mapping[int, str],
+        seed: int,
+    ) -> None:
         self.meters = frozenset(meters)
         self.cumulative: dict[str, Tensor] = {}
         self.null_means: dict[str, Tensor] = {}
-        self._bank, self._views = bank, views
-        self._demand = DemandMeter(bank, {h: HookPoint.parse(h) for h in bank.hook_points}, seed=seed)
+        self.probes = None if probes is None else ProbeMeter(bank, probes, seed=seed)
+        self._bank, self._views, self._labels = bank, views, latent_labels
+        self._dictionary = DictionaryMeter(bank, seed=seed) if bank.readouts else None
+        self._demand = DemandMeter(
+            bank, {hook: HookPoint.parse(hook) for hook in bank.hook_points}, seed=seed, keep_tokens=keep_tokens,
+            reinforced="reinforced" in self.meters, dictionary=self._dictionary,
+        )  # fmt: skip
         self._inputs = MeanInputs(self._demand.positions)
 
     @property
@@ -42,10 +66,17 @@ class Readings:
         """Which tokens count."""
         return self._demand.positions
 
+    @property
+    def tokens(self) -> TokenDemands:
+        """What every token of the last measured step asked for, by hook point, where it was to be kept."""
+        return self._demand.tokens
+
     def attach(self, model: nn.Module, sites: Iterable[Site]) -> None:
         """Register the forward hooks: one a hook point, and one a writer where its mean input is asked for."""
         self.detach()
-        if "demand" in self.meters:
+        if self.probes is not None:
+            self.probes.start(model)
+        if self.meters & {"demand", "reinforced"}:
             self._demand.attach(model)
         self._inputs.attach({site.entrance: None for site in sites if site.role == "writer"})
 
@@ -54,9 +85,11 @@ class Readings:
         self._demand.detach()
         self._inputs.detach()
 
-    def listen(self, *, measured: bool, signs: bool) -> None:
-        """Say what of the coming step is wanted: its demand, and the writers' mean inputs."""
+    def listen(self, *, measured: bool, signs: bool, discover: bool) -> None:
+        """Say what of the coming step is wanted: demand, the writers' mean inputs, the whole dictionary."""
         self._demand.active = measured
+        if self._dictionary is not None:
+            self._dictionary.active = discover
         self._inputs.active = signs or (measured and "write" in self.meters)
 
     def end_step(self) -> None:
@@ -67,9 +100,7 @@ class Readings:
         self, gradients: Sequence[Gradient], *, loss_scale: Tensor | float, null: bool
     ) -> dict[str, Measured]:
         """`demand` and `gradient`, as far as they are measured; the tokens seen so far are used up."""
-        found: dict[str, Measured] = {}
-        if "demand" in self.meters and (demand := self._demand.read(loss_scale)) is not None:
-            found["demand"] = demand
+        found = {name: each for name, each in self._demand.read(loss_scale).items() if name in self.meters}
         if gradients and "gradient" in self.meters:
             found["gradient"] = gradient_reading(
                 [(self._spans(g.site, g.columns, null), g.columns, g.energy) for g in gradients], null=null
@@ -86,6 +117,13 @@ class Readings:
         device = measured[0][1].device
         return write_reading(measured, moved, {rows: self._views.means(rows, device) for rows in moved}, null=null)
 
+    def discoveries(self, step: int, *, loss_scale: Tensor | float) -> dict[str, DiscoveryTable]:
+        """By hook point, which of all latents the gradients seen since the last time teach."""
+        found = None if self._dictionary is None else self._dictionary.read(loss_scale)
+        return {
+            hook: DiscoveryTable(each, self._bank, hook, step, self._labels) for hook, each in (found or {}).items()
+        }
+
     def toward_by_gradient(self, gradients: Sequence[Gradient]) -> dict[str, Tensor]:
         """How far each concept's direction would move up, up to the rate: `-sum_writers s m^T G x_mean`."""
         moved: dict[tuple[int, ...], Tensor] = {}
@@ -101,6 +139,10 @@ class Readings:
         """How far each concept's direction moved up: `sum_writers m^T dW x_mean`."""
         return self._toward(self._moved(updates))
 
+    def held_bytes(self) -> int:
+        """Bytes that the probe sets' start and the dictionary take."""
+        return sum(meter.held_bytes() for meter in (self.probes, self._dictionary) if meter is not None)
+
     def accumulate(self, found: Mapping[str, Measured]) -> None:
         """Add to the running sums: signed figures where a quantity has them, else its share above its null."""
         for quantity, reading in found.items():
@@ -113,7 +155,7 @@ class Readings:
             before = self.cumulative.get(quantity, torch.zeros_like(value)).to(value.device)
             self.cumulative[quantity] = before + value.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
-    def _spans(self, site: Site, columns: Tensor, null: bool):  # type: ignore[no-untyped-def]
+    def _spans(self, site: Site, columns: Tensor, null: bool) -> Spans:
         return self._views.spans(site, columns.device, null=null)
 
     def _received(self, site: Site) -> Float[Tensor, "input"] | None:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from interptrain.meters.dictionary import Discovery
+    from interptrain.discovery import DiscoveryTable
 
 METRICS_SCHEMA = 1
 
@@ -92,7 +92,7 @@ class StepReport:
     nonfinite: Float[Tensor, ""]
     capped: Float[Tensor, ""]
     overall: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
-    discoveries: Mapping[str, Discovery] = field(default_factory=dict)
+    discoveries: Mapping[str, DiscoveryTable] = field(default_factory=dict)
 
     def scalars(self) -> dict[str, float]:
         """Every figure by its metric name, in one transfer from the device; what was not measured is absent."""

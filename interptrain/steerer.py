@@ -15,11 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from interptrain.alarm import Alarm
 from interptrain.concepts.bank import ConceptBank
+from interptrain.discovery import DiscoveryTable
 from interptrain.gradients import Gradient, gradients_of, steer_gradients_
 from interptrain.meters import achieved_from_shares, loss_positions
+from interptrain.meters.probes import ProbeSets
+from interptrain.meters.token_demand import TokenDemands
 from interptrain.optimizers import Turn, turns
-from interptrain.readings import METERS, Readings
+from interptrain.readings import KNOWN_METERS, METERS, Readings
 from interptrain.report import Measured, Plain, Reading, Recorder, StepReport
 from interptrain.sites import Site
 from interptrain.steering.rules import Gains, Observe, Rule, chain, observe, reads_coefficients
@@ -55,7 +59,17 @@ class Steerer:
         norm_cap: bound on the relative size of the edit at each site; None for no bound.
         null_every: measure the parameters' null groups on every n-th measured step; they cost more than the
             concepts do.
-        meters: which of `demand`, `gradient` and `write` to measure; `write` keeps a copy of the sites.
+        meters: which of `demand`, `gradient` and `write` to measure, and `reinforced` on request; `write` keeps a
+            copy of the sites.
+        probes: fixed texts by set, `{"neutral": batches, "pirate": batches}`, each batch with `input_ids` and
+            `attention_mask`; what training makes of them is measured against the model before training. A set
+            named like a concept shows it, `neutral` shows none.
+        probe_every: run them after every n-th optimizer step.
+        discover_every: on every n-th step ask which of all the dictionary's latents it teaches; None never.
+        alarm: what to make of it when a sibling, a linear probe or something unexplained moves in place of a
+            suppressed concept; needs probes.
+        keep_tokens: keep what every token of the last measured step asked for, in `tokens`.
+        latent_labels: what the dictionary's latents are about, for instance from `meters.dictionary.read_labels`.
         seed: of the null groups.
 
     Raises:
@@ -95,19 +109,34 @@ class Steerer:
         norm_cap: float | None = None,
         null_every: int = 10,
         meters: Collection[str] = METERS,
+        probes: ProbeSets | Mapping[str, Iterable[Mapping[str, Tensor]]] | None = None,
+        probe_every: int = 50,
+        discover_every: int | None = 50,
+        alarm: Alarm | None = None,
+        keep_tokens: bool = False,
+        latent_labels: Mapping[int, str] | None = None,
         seed: int = 0,
     ) -> None:
         self.bank, self.sites, self.where = bank, tuple(sites), where
-        _check(self.sites, where=where, every=every, null_every=null_every, meters=meters)
+        cadences = {"every": every, "null_every": null_every, "probe_every": probe_every}
+        _check(self.sites, where=where, cadences=cadences | {"discover_every": discover_every or 1}, meters=meters)
+        self._probe_every, self._discover_every = probe_every, discover_every
         self._every, self._null_every, self._norm_cap = every, null_every, norm_cap
         self._recorders = list(recorders)
         self._views = Views(bank, ridge=ridge, seed=seed)
-        self._readings = Readings(bank, self._views, meters=meters, seed=seed)
+        sets = probes if probes is None or isinstance(probes, ProbeSets) else ProbeSets.of(probes)
+        self._readings = Readings(
+            bank, self._views, meters=meters, probes=sets, keep_tokens=keep_tokens, latent_labels=latent_labels or {},
+            seed=seed,
+        )  # fmt: skip
+        self._alarm = alarm
         self._snapshots = Snapshots()
         self._turns = turns((), self.sites)
         self._pending: dict[Turn, _Pending] = {}
         self._requested: tuple[object, Tensor] | None = None
-        self._attached = self._heard = False
+        self._model: nn.Module | None = None
+        self._heard = False
+        self._resumed: list[int] | None = None
         self.set_rule(rule if rule is not None else observe())
 
     @property
@@ -146,13 +175,13 @@ class Steerer:
         self.detach()
         if self.where == "update" and not optimizers:
             raise ValueError('where="update" edits what an optimizer did: attach(model, optimizer)')
-        done = self.step
-        self._turns = turns(optimizers, self.sites, done=done)
+        self._turns = turns(optimizers, self.sites, done=self.step)
+        self._resume_steps()
         for turn in self._turns:
             if turn.optimizer is not None:
                 turn.listen(self._keep, self._after)
         self._readings.attach(model, self.sites)
-        self._attached = True
+        self._model = model
         self._listen()
         if self.where == "gradient":
             self._warn_of_leaks()
@@ -165,7 +194,7 @@ class Steerer:
         self._readings.detach()
         self._snapshots.clear()
         self._pending.clear()
-        self._attached = False
+        self._model = None
 
     def __enter__(self) -> Steerer:
         return self
@@ -204,37 +233,55 @@ class Steerer:
     def held_bytes(self) -> int:
         """Bytes that are kept beside the model: directions, null groups, and one copy of the sites."""
         copied = self.sites if "write" in self._readings.meters or self._edits_updates else ()
-        return self._views.held_bytes(self.sites) + snapshot_bytes(copied)
+        return self._views.held_bytes(self.sites) + self._readings.held_bytes() + snapshot_bytes(copied)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on with its curves."""
+        probes = self._readings.probes
         kept = {"cumulative": self._readings.cumulative, "null_means": self._readings.null_means}
         return {
             "concepts": list(self.bank.names),
             "steps": [turn.step for turn in self._turns],
             **{key: {name: value.cpu() for name, value in values.items()} for key, values in kept.items()},
+            "probes": probes.state_dict() if probes is not None and probes.started else None,
+            "alarm": None if self._alarm is None else self._alarm.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state; with several optimizers, after `attach`.
+        """Go on from a saved state, before or after `attach`.
+
+        What the probe sets were before the first of the runs is taken over, whatever the model is now.
 
         Raises:
-            ValueError: it belongs to a bank of other concepts, or to another number of optimizers.
+            ValueError: it belongs to a bank of other concepts, to other probe texts, or to another number of
+                optimizers.
         """
         if tuple(state["concepts"]) != self.bank.names:
             raise ValueError(
                 f"the saved steering state is of concepts {', '.join(state['concepts'])}; "
                 f"this bank has {', '.join(self.bank.names)}"
             )
-        if len(state["steps"]) != len(self._turns):
-            raise ValueError(
-                f"the saved steering state is of {len(state['steps'])} optimizers, this run has {len(self._turns)}"
-            )
-        for turn, step in zip(self._turns, state["steps"], strict=True):
-            turn.step = int(step)
+        self._resumed = [int(step) for step in state["steps"]]
+        if self._model is not None:
+            self._resume_steps()
+        if self._readings.probes is not None and state["probes"] is not None:
+            self._readings.probes.load_state_dict(state["probes"])
+        if self._alarm is not None and state["alarm"] is not None:
+            self._alarm.load_state_dict(state["alarm"])
         self._readings.cumulative = dict(state["cumulative"])
         self._readings.null_means = dict(state["null_means"])
         self._listen()
+
+    def _resume_steps(self) -> None:
+        if self._resumed is None:
+            return
+        if len(self._resumed) != len(self._turns):
+            raise ValueError(
+                f"the saved steering state is of {len(self._resumed)} optimizers, this run has {len(self._turns)}"
+            )
+        for turn, step in zip(self._turns, self._resumed, strict=True):
+            turn.step = step
+        self._resumed = None
 
     def _turn_of(self, optimizer: Optimizer | None) -> Turn:
         if optimizer is None and len(self._turns) == 1:
@@ -255,6 +302,8 @@ class Steerer:
             pending.null = (turn.step // self._every) % self._null_every == 0
             pending.readings = self._readings.of_gradients(pending.gradients, loss_scale=loss_scale, null=pending.null)
             self._warn_of_silence(pending)
+        if self._discovers(turn):
+            pending.discoveries = self._readings.discoveries(turn.step, loss_scale=loss_scale)
         return pending
 
     def _edit_gradients(self, pending: _Pending) -> None:
@@ -309,18 +358,31 @@ class Steerer:
         pending.cap = pending.steered.cap
 
     def _finish(self, turn: Turn) -> StepReport | None:
-        """Count the step and report it, if it was measured."""
+        """Count the step and report it, if anything was measured."""
         pending = self._pending.pop(turn)
-        report = None
         if pending.measured:
             self._readings.accumulate(pending.readings)
-            report = self._report(turn, pending)
-        self._readings.end_step()
         turn.step += 1
+        self._probe(turn, pending)
+        report = self._report(turn, pending) if pending.measured or pending.overall or pending.discoveries else None
+        self._readings.end_step()
         self._listen()
         if report is not None:
             self._record(report)
         return report
+
+    def _probe(self, turn: Turn, pending: _Pending) -> None:
+        """Run the probe sets through the model as the step left it, and look for rerouting."""
+        probes = self._readings.probes
+        if probes is None or self._model is None or turn.step % self._probe_every or turn.step < self.step:
+            return
+        reading = probes.read(self._model)
+        pending.readings |= reading.readings()
+        pending.overall |= reading.overall()
+        if self._alarm is not None:
+            suppressed = [name for name, gain in pending.gains.items() if float(gain) < 1]
+            raised = self._alarm.look(turn.step, reading, self.bank, suppressed)
+            pending.overall["rerouting"] = torch.tensor(float(raised), device=pending.device)
 
     def _report(self, turn: Turn, pending: _Pending) -> StepReport:
         device = pending.device
@@ -328,15 +390,19 @@ class Steerer:
         found = {**pending.readings, "gain": Plain(torch.stack([each.float() for each in gain]))}
         if pending.gains:
             found["achieved"] = Plain(self._achieved(pending, device))
-        overall = {} if pending.steered is None else {"off_concept": pending.steered.off_concept}
+        if pending.steered is not None:
+            pending.overall["off_concept"] = pending.steered.off_concept
+        for hook, table in pending.discoveries.items():
+            pending.overall |= {f"discovery/{hook}{name}": value for name, value in table.found.metrics().items()}
         return StepReport(
-            step=turn.step,
+            step=turn.step - 1,
             concepts=self.bank.names,
             readings=found,
             cumulative=dict(self._readings.cumulative),
-            overall=overall,
+            overall=pending.overall,
             nonfinite=sum((~torch.isfinite(g.energy) for g in pending.gradients), torch.zeros((), device=device)),
             capped=torch.ones((), device=device) if pending.cap is None else pending.cap,
+            discoveries=pending.discoveries,
         )
 
     def _achieved(self, pending: _Pending, device: torch.device) -> Tensor:
@@ -371,7 +437,16 @@ class Steerer:
     def _listen(self) -> None:
         """Tell the meters what the next steps want."""
         measured = any(turn.step % self._every == 0 for turn in self._turns)
-        self._readings.listen(measured=measured, signs=reads_coefficients(self._rule))
+        discover = any(self._discovers(turn) for turn in self._turns)
+        self._readings.listen(measured=measured, signs=reads_coefficients(self._rule), discover=discover)
+
+    def _discovers(self, turn: Turn) -> bool:
+        return self._discover_every is not None and turn.step % self._discover_every == 0
+
+    @property
+    def tokens(self) -> TokenDemands:
+        """By hook point, what every token of the last measured step asked for; empty without `keep_tokens`."""
+        return self._readings.tokens
 
     def _record(self, report: StepReport) -> None:
         for recorder in tuple(self._recorders):
@@ -386,7 +461,7 @@ class Steerer:
                 )
 
     def _warn_of_silence(self, pending: _Pending) -> None:
-        if self._heard or not self._attached or "demand" not in self._readings.meters:
+        if self._heard or self._model is None or "demand" not in self._readings.meters:
             return
         self._heard = True
         if "demand" not in pending.readings:
@@ -434,6 +509,8 @@ class _Pending:
     gains: Gains = field(default_factory=dict)
     cap: Tensor | None = None
     steered: Steered | None = None
+    overall: dict[str, Tensor] = field(default_factory=dict)
+    discoveries: dict[str, DiscoveryTable] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -444,13 +521,14 @@ def _all_one(gains: Gains) -> bool:
     return all(isinstance(gain, (int, float)) and gain == 1 for gain in gains.values())
 
 
-def _check(sites: Sequence[Site], *, where: str, every: int, null_every: int, meters: Collection[str]) -> None:
+def _check(sites: Sequence[Site], *, where: str, cadences: Mapping[str, int], meters: Collection[str]) -> None:
     if where not in ("gradient", "update"):
         raise ValueError(f'where must be "gradient" or "update", found {where!r}')
-    if every < 1 or null_every < 1:
-        raise ValueError(f"every and null_every must be at least 1, found {every} and {null_every}")
-    if isinstance(meters, str) or not set(meters) <= set(METERS):
-        raise ValueError(f"meters must be among {', '.join(METERS)}, found {meters!r}")
+    for name, value in cadences.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, found {value}")
+    if isinstance(meters, str) or not set(meters) <= set(KNOWN_METERS):
+        raise ValueError(f"meters must be among {', '.join(KNOWN_METERS)}, found {meters!r}")
     if not sites:
         raise ValueError("no sites to read or steer; find_sites(model, bank) lists them and says what it left out")
     readers = [site.name for site in sites if site.lora and site.role == "reader"]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from interptrain.concepts.bank import unit_rows
+from interptrain.meters.probes import evaluating
 from interptrain.meters.tokens import loss_positions
 from interptrain.sites.hooks import HookPoint
 
@@ -45,16 +46,14 @@ class TextActivations:
 
 @contextmanager
 def _captured(model: nn.Module, hook: str) -> Iterator[list[Tensor]]:
-    """The residual activations at a hook point, call by call; the model is in eval mode meanwhile."""
+    """The residual activations at a hook point, call by call; the model is left as it was."""
     caught: list[Tensor] = []
     handle = HookPoint.parse(hook).listen(model, caught.append)
-    training = model.training
-    model.eval()
     try:
-        yield caught
+        with evaluating(model):
+            yield caught
     finally:
         handle.remove()
-        model.train(training)
 
 
 @torch.no_grad()

@@ -90,7 +90,8 @@ def load_sae_readout(readout: Readout) -> SAE[Any]:
             f"the read-out's SAE has architecture '{architecture}', "
             f"the installed SAELens knows {', '.join(SAE_CLASS_REGISTRY)}"
         )
-    sae = SAE.from_dict({**readout.config, "device": "cpu"})
+    with torch.random.fork_rng(devices=[]):  # its start weights, thrown away below, must not move the user's chance
+        sae = SAE.from_dict({**readout.config, "device": "cpu"})
     weights = dict(readout.weights)
     sae.process_state_dict_for_loading(weights)
     sae.load_state_dict(weights)

@@ -11,11 +11,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from interptrain.concepts.activation import concept_activation
 from interptrain.concepts.bank import ConceptBank
+from interptrain.meters.realised import Shift
 from interptrain.meters.spans import NULL_GROUPS, Spans, mean_directions
 from interptrain.meters.token_demand import TokenDemand
 from interptrain.meters.tokens import Positions, ordinary_tokens
-from interptrain.report import Reading
+from interptrain.report import Measured, Reading
 
 if TYPE_CHECKING:
     from interptrain.meters.dictionary import DictionaryMeter
@@ -33,6 +35,11 @@ class DemandMeter:
     units of loss per unit of activation; its null flips the signs of the concept's own directions at random
     (for a concept of one direction that null is +-itself and says nothing).
 
+    With `reinforced` also the same weighted by how strongly the concept is on: what is there already and is asked
+    for again, in units of loss.
+
+        reinforced_c = -sum_t z_c(h_t) m_c . g_t              (z_c: the concept's activation, see `concept_activation`)
+
     `g_t` carries the losses of later tokens too, through the attention above the hook.
 
     Args:
@@ -41,6 +48,7 @@ class DemandMeter:
         groups: null groups.
         seed: of the null groups.
         keep_tokens: also keep what every token asked for, in `tokens`.
+        reinforced: also weight it by the activations, which runs the read-out over every counted batch.
         dictionary: is shown the same gradients, to say which of all latents they teach.
     """
 
@@ -52,6 +60,7 @@ class DemandMeter:
         groups: int = NULL_GROUPS,
         seed: int = 0,
         keep_tokens: bool = False,
+        reinforced: bool = False,
         dictionary: DictionaryMeter | None = None,
     ) -> None:
         self.positions = Positions()
@@ -59,6 +68,7 @@ class DemandMeter:
         self.tokens: dict[str, list[TokenDemand]] = {}
         self._keep_tokens, self._dictionary = keep_tokens, dictionary
         self._seen: dict[str, list[TokenDemand]] = {}
+        self._activations = {hook: concept_activation(bank, hook) for hook in points} if reinforced else {}
         self._handles: list[RemovableHandle] = []
         self._hooks = {hook: _Hook.of(bank, hook, point, groups=groups, seed=seed) for hook, point in points.items()}
         self._shape = (len(bank.names), groups)
@@ -80,13 +90,17 @@ class DemandMeter:
         if not (self._wanted and torch.is_grad_enabled() and activations.requires_grad):
             return
         counted = self.positions.of(activations) & ordinary_tokens(activations)
-        activations.register_hook(lambda gradient: self._add(hook, gradient, counted))
+        on = None
+        if self.active and hook.point.name in self._activations:
+            with torch.no_grad():
+                on = self._activations[hook.point.name](activations)
+        activations.register_hook(lambda gradient: self._add(hook, gradient, counted, on))
 
     @property
     def _wanted(self) -> bool:
         return self.active or (self._dictionary is not None and self._dictionary.active)
 
-    def _add(self, hook: _Hook, gradient: Tensor, counted: Tensor) -> None:
+    def _add(self, hook: _Hook, gradient: Tensor, counted: Tensor, on: Tensor | None) -> None:
         columns = (gradient.detach().float() * counted[..., None]).flatten(0, 1).T
         if self._dictionary is not None and self._dictionary.active:
             self._dictionary.add(hook.point.name, columns)
@@ -95,17 +109,28 @@ class DemandMeter:
         if self._tally is None:
             self._tally = _Tally.zeros(*self._shape, columns.device)
         self._tally.add(hook.to(columns.device), columns)
+        if on is not None:
+            self._tally.reinforce(hook, columns @ on.flatten(0, 1).float())
         if self._keep_tokens:
             found = TokenDemand.of(hook.spans, hook.means[0], gradient.detach(), counted)
             self._seen.setdefault(hook.point.name, []).append(found)
 
-    def read(self, loss_scale: Float[Tensor, ""] | float = 1.0) -> Reading | None:
-        """The reading since the last one, with loss scaling undone; None if no gradient came by."""
+    def read(self, loss_scale: Float[Tensor, ""] | float = 1.0) -> dict[str, Measured]:
+        """`demand`, and `reinforced` on request, since the last reading; nothing if no gradient came by.
+
+        Args:
+            loss_scale: undone in what is signed.
+        """
         tally, self._tally = self._tally, None
         if self._seen:
             self.tokens = {hook: [one.scaled(loss_scale) for one in seen] for hook, seen in self._seen.items()}
             self._seen = {}
-        return None if tally is None else tally.reading(loss_scale)
+        if tally is None:
+            return {}
+        found: dict[str, Measured] = {"demand": tally.reading(loss_scale)}
+        if self._activations:
+            found["reinforced"] = Shift(tally.reinforced / loss_scale, tally.reinforced_null / loss_scale)
+        return found
 
 
 @dataclass
@@ -143,11 +168,13 @@ class _Tally:
     total: Float[Tensor, "concept"]
     signed: Float[Tensor, "concept"]
     signed_null: Float[Tensor, "concept group"]
+    reinforced: Float[Tensor, "concept"]
+    reinforced_null: Float[Tensor, "concept group"]
 
     @classmethod
     def zeros(cls, concepts: int, groups: int, device: torch.device) -> _Tally:
         one, two = torch.zeros(concepts, device=device), torch.zeros(concepts, groups, device=device)
-        return cls(one.clone(), two.clone(), one.clone(), one.clone(), two.clone())
+        return cls(one.clone(), two.clone(), one.clone(), one.clone(), two.clone(), one.clone(), two.clone())
 
     def add(self, hook: _Hook, columns: Float[Tensor, "d_model token"]) -> None:
         total = columns.square().sum()
@@ -157,6 +184,11 @@ class _Tally:
         self.total += torch.where(hook.spans.ranks > 0, total, 0.0)
         self.signed -= (hook.means @ summed)[0]
         self.signed_null -= (hook.flipped @ summed).T
+
+    def reinforce(self, hook: _Hook, weighted: Float[Tensor, "d_model concept"]) -> None:
+        """`weighted` is `sum_t z_c g_t` for every concept."""
+        self.reinforced -= (hook.means[0] * weighted.T).sum(-1)
+        self.reinforced_null -= torch.einsum("gcd,dc->cg", hook.flipped, weighted)
 
     def reading(self, loss_scale: Float[Tensor, ""] | float) -> Reading:
         return Reading(

@@ -51,7 +51,7 @@ class Spans:
         for number, basis in enumerate(bases):
             padded[number, : len(basis)] = basis
             filled[number, : len(basis)] = True
-        dictionary = _other_latents(bank, rows)
+        dictionary = other_latents(bank, rows)
         random = torch.Generator().manual_seed(seed)
         if len(dictionary) >= 2 * longest:
             picks = torch.stack([torch.randperm(len(dictionary), generator=random)[:longest] for _ in range(groups)])
@@ -121,7 +121,7 @@ def _orthonormal(
     return torch.linalg.qr(rows.mT)[0].mT.contiguous()
 
 
-def _other_latents(bank: ConceptBank, rows: Sequence[int]) -> Float[Tensor, "latent d_model"]:
+def other_latents(bank: ConceptBank, rows: Sequence[int]) -> Float[Tensor, "latent d_model"]:
     """Alive dictionary rows at the hooks of these rows that no concept of the bank uses."""
     hooks = dict.fromkeys(bank.hooks[row] for row in rows)
     kept = [torch.zeros(0, bank.d_model)]

@@ -10,9 +10,9 @@ from torch import Tensor
 
 RIDGE = 1e-6  # of the inner factor's Gram matrix, relative to its trace: above float32's rounding of it
 EUCLIDEAN = 3e-3  # cost of the inner edit's own size beside its off-concept effect, so that no cheap one is huge
-TOLERATED = 1e-5  # energy of a miss, relative to the concept's step, that is worth one whole step off the concept
-DOUBLINGS = 3  # of the refinement: 2^3 passes
-LARGEST = 10.0  # whole steps: bound on what the inner edit may do off the concept, when exactness would cost more
+TOLERATED = 1e-7  # energy of a miss, relative to the concept's step, that is worth one whole step off the concept
+DOUBLINGS = 6  # of the refinement: 2^6 passes
+LARGEST = 100.0  # whole steps: bound on what the inner edit may do off the concept, when exactness would cost more
 TINY = 1e-100  # float64: keeps zero from being divided by zero
 
 
@@ -45,7 +45,7 @@ def steer_product(
         inner    A'' = A' + X U,    X = argmin ||P B' X||_F   subject to   beta X = T b,    P = I - Q^T Q
 
     The constraint is met by iterated Tikhonov regularisation and given up where `beta` is so nearly singular that
-    meeting it would move the rest by more than some ten times the step. It holds whatever `H` is, so that a
+    meeting it would move the rest by more than some hundred times the step. It holds whatever `H` is, so that a
     rank-deficient `A'` costs no exactness. `B'' - B'` lies in the directions' span; `T = 0` keeps every bit of both
     factors, `dA = 0` those of `A'`.
 

@@ -11,6 +11,8 @@ from interptrain.report import METRICS_SCHEMA, StepReport
 class JSONLRecorder:
     """Appends `{"schema": 1, "step": n, metric: value, ...}` lines; a resumed run goes on in the same file.
 
+    Where the whole dictionary was read, the line also has `"discovery": {hook: rows}`.
+
     Each line is one synchronisation with the device; measure less often (`every`) to pay less.
 
     Args:
@@ -30,6 +32,8 @@ class JSONLRecorder:
 
     def record(self, report: StepReport) -> None:
         """Append a report."""
-        line = json.dumps({"schema": METRICS_SCHEMA, "step": report.step, **report.scalars()})
+        found = {hook: table.rows() for hook, table in report.discoveries.items()}
+        figures = report.scalars() | ({"discovery": found} if found else {})
+        line = json.dumps({"schema": METRICS_SCHEMA, "step": report.step, **figures})
         with self.path.open("a") as file:
             file.write(line + "\n")

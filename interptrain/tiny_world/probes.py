@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import random
 
+from torch import Tensor
+
+from interptrain.meters.tokens import IGNORED_LABEL
 from interptrain.tiny_world.corpus import Document, document
+from interptrain.tiny_world.shipped import load_tokenizer
+from interptrain.tiny_world.tokens import encode
 
 
 def probe_sets(count: int = 64, *, seed: int = 0) -> dict[str, list[Document]]:
@@ -24,3 +29,26 @@ def probe_sets(count: int = 64, *, seed: int = 0) -> dict[str, list[Document]]:
         "royal": [document(rng, "fact", "royal", cued=True) for _ in range(count)],
         "arithmetic": [document(rng, rng.choice(("plus", "minus")), tested=True) for _ in range(count)],
     }
+
+
+def probe_batches(count: int = 64, *, seed: int = 0) -> dict[str, list[dict[str, Tensor]]]:
+    """The probe sets as batches for the meters, with the first token of each answer as the only label.
+
+    A voice shows at the position that predicts the answer's first word. At later positions the text itself, which
+    is given, says which voice it is in, and blurs what the model would have said.
+
+    Example:
+        >>> batch = probe_batches(2)["neutral"][0]
+        >>> (batch["labels"] != -100).sum(-1)
+        tensor([1, 1])
+    """
+    tokenizer = load_tokenizer()
+    sets = probe_sets(count, seed=seed).items()
+    return {name: [_first_answer_token(encode(tokenizer, documents))] for name, documents in sets}
+
+
+def _first_answer_token(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    labels = batch["labels"]
+    first = (labels != IGNORED_LABEL).int().cumsum(-1) == 1
+    kept = first & (labels != IGNORED_LABEL)
+    return {**batch, "labels": labels.masked_fill(~kept, IGNORED_LABEL)}

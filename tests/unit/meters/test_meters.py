@@ -143,11 +143,11 @@ def test_an_attention_sink_is_left_out():
     meter.attach(model)
     meter.positions.current = loss_positions(examples["labels"])
     model(**examples).loss.backward()
-    with_sink = meter.read().share
+    with_sink = meter.read()["demand"].share
     meter.positions.current[:, 4] = False
     model(**examples).loss.backward()
-    torch.testing.assert_close(with_sink, meter.read().share)
-    assert meter.read() is None
+    torch.testing.assert_close(with_sink, meter.read()["demand"].share)
+    assert meter.read() == {}
 
 
 def test_a_model_that_is_frozen_below_the_hook_has_no_demand_and_says_so():
@@ -167,7 +167,7 @@ def test_validation_forwards_are_not_read():
     meter.attach(model)
     with torch.no_grad():
         model(**batch())
-    assert meter.read() is None
+    assert meter.read() == {}
 
 
 def test_mean_inputs_are_over_loss_tokens():

@@ -6,6 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from interptrain.projection import Factors, Frame, energies, product_change, steer_product, thin
+from interptrain.projection.product import LARGEST
 
 WIDTH, OTHER, RANK = 24, 19, 4
 
@@ -141,8 +142,8 @@ def test_dependent_rows_of_either_factor_cost_no_exactness():
 
 
 @settings(max_examples=40, deadline=None)
-@given(seeds, st.integers(2, RANK), st.floats(-12, -4))
-def test_where_exactness_would_cost_the_rest_everything_it_is_given_up(seed, count, exponent):
+@given(seeds, st.integers(2, RANK), st.floats(-15, -4))
+def test_nearly_singular_concepts_move_the_rest_by_a_bounded_amount(seed, count, exponent):
     before, after = step_of(seed)
     directions, basis, factor = frame_of(seed, count)
     same = basis.T @ (basis @ before.outer - (basis @ before.outer)[:1])  # every concept row of B is the first,
@@ -151,9 +152,8 @@ def test_where_exactness_would_cost_the_rest_everything_it_is_given_up(seed, cou
     after = Factors(before.outer + 1e-6 * (after.outer - before.outer), after.inner)
     gains = torch.linspace(0, 3, count)
     steered = steer_product(before, after, basis, mixing_of(factor, gains))
-    assert miss(before, after, steered, directions, gains) > 1e-3
-    assert disturbance(before, after, steered, basis) < 10 * RANK
-    assert (steered.inner - after.inner).norm() < 200 * (after.inner - before.inner).norm()
+    assert disturbance(before, after, steered, basis) < LARGEST * RANK
+    assert miss(before, after, steered, directions, gains) < 3
 
 
 @settings(max_examples=30, deadline=None)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from interptrain.concepts.bank import ConceptBank
 from interptrain.meters.probe_reading import ProbeReading
 
-# Fixed on the royal concept of the tiny world, before any run with another concept: see docs/evidence.md.
-FLAT, MOVED, PROBE_MOVED, UNEXPLAINED_MOVED = 0.25, 0.25, 0.35, 1.0
+# Fixed on the royal voice of the tiny world by `benchmarks/rerouting.py`, before any test with another concept.
+FLAT, MOVED, PROBE_MOVED, UNEXPLAINED_MOVED = 0.25, 0.45, 0.45, 0.75
 
 
 @dataclass
@@ -19,24 +20,32 @@ class Alarm:
     """Watches what may take a suppressed concept's place; never what the model says.
 
     Every figure is a share of the way from the neutral texts to a concept's own texts, before training: 0 as
-    before, 1 as much as texts that show it. A concept that a rule suppresses is *flat* while `fraction` on the
-    neutral set stays below `flat`. While it is flat, one of these raises the alarm:
+    before, 1 as much as texts that show it. A concept that a rule suppresses is *flat* while its `fraction` on the
+    neutral set is below `flat`. While it is flat, one of these raises the alarm:
 
-        a sibling's `fraction` reaches `moved`
-        the concept's own linear probe, which knows nothing of its directions, reaches `probe_moved`
-        the part of the move that no concept explains is `unexplained_moved` of the concept's contrast
+        fraction of a sibling              >= moved
+        its own linear probe               >= probe_moved         which knows nothing of its directions
+        ||v - Q^T Q v|| / ||its contrast|| >= unexplained_moved   the part of the move that no concept explains
+
+    The last one is weak: an innocent run that only changes how texts are worded moves the unexplained part too, so
+    its threshold is high. None of them sees a concept that comes back in its own directions, in spite of the rule:
+    its own `fraction` says that.
 
     Args:
         siblings: for each concept, those that could stand in for it.
         flat: below this the concept has not come.
         moved: from this on a sibling has.
         probe_moved: the same of the linear probe.
-        unexplained_moved: the same of the unexplained part.
+        unexplained_moved: the same of the unexplained part; `inf` leaves it out.
         on: the probe set to look at.
+        raised: of each concept that it has warned of: `step`, `what` took over, and its `figure`.
+
+    Raises:
+        ValueError: a threshold is not positive, or a concept is its own sibling.
 
     Example:
-        >>> Alarm({"pirate": ["royal"]}).flat
-        0.25
+        >>> Alarm({"pirate": ["royal"]}).raised
+        {}
     """
 
     siblings: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -46,6 +55,45 @@ class Alarm:
     unexplained_moved: float = UNEXPLAINED_MOVED
     on: str = "neutral"
     raised: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _unread: set[str] = field(default_factory=set, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("flat", "moved", "probe_moved", "unexplained_moved"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, found {getattr(self, name)}")
+        for name, siblings in self.siblings.items():
+            if isinstance(siblings, str):
+                raise ValueError(f"siblings of '{name}' must be a list of concepts, found the text {siblings!r}")
+            if name in siblings:
+                raise ValueError(f"'{name}' cannot be its own sibling")
+
+    def check(self, bank: ConceptBank, sets: Collection[str]) -> None:
+        """Whether there is what it is to look at; to be asked once, before training.
+
+        Args:
+            bank: the concepts.
+            sets: names of the probe sets.
+
+        Raises:
+            ValueError: the set to look at is missing, or a concept or sibling is not in the bank or has no probe
+                set of its own.
+
+        Example:
+            >>> import torch
+            >>> bank = ConceptBank.from_directions({"pirate": torch.ones(4)}, hook="blocks.0.hook_resid_post")
+            >>> Alarm({"pirate": ["royal"]}).check(bank, ["neutral", "pirate"])
+            Traceback (most recent call last):
+            ...
+            ValueError: the alarm watches royal, not in the bank; it has pirate
+        """
+        watched = dict.fromkeys([*self.siblings, *(name for names in self.siblings.values() for name in names)])
+        unknown = [name for name in watched if name not in bank.names]
+        if unknown:
+            raise ValueError(f"the alarm watches {', '.join(unknown)}, not in the bank; it has {', '.join(bank.names)}")
+        missing = [name for name in dict.fromkeys([self.on, "neutral", *watched]) if name not in sets]
+        if missing:
+            found = f"there are {', '.join(sets)}" if sets else "there are none"
+            raise ValueError(f"the alarm needs probe sets {', '.join(missing)}; {found}")
 
     def look(self, step: int, reading: ProbeReading, bank: ConceptBank, suppressed: Sequence[str]) -> bool:
         """Whether any suppressed concept is being gone around; the first time, a warning says by what.
@@ -55,42 +103,52 @@ class Alarm:
             reading: the probe sets now; one transfer from the device.
             bank: the concepts.
             suppressed: those with a gain below 1.
+
+        Raises:
+            ValueError: as `check` does.
         """
         if not suppressed:
             return False
-        scalars = reading.fractions(self.on, bank.names)
-        for name in suppressed:
-            if scalars[name]["fraction"] >= self.flat:
-                continue
-            took_over = self._took_over(name, scalars)
-            if took_over is None:
-                continue
-            if name not in self.raised:
-                what, figure = took_over
-                self.raised[name] = {"step": step, "what": what, "figure": figure}
-                flat = scalars[name]["fraction"]
-                warnings.warn(
-                    f"rerouting at step {step}: '{name}' is suppressed and flat ({flat:.2f} of the way to its own "
-                    f"texts), but {what} moved ({figure:.2f}) on the {self.on} probe set",
-                    stacklevel=6,
-                )
-            return True
-        return False
+        self.check(bank, reading.realised)
+        figures = reading.fractions(self.on, bank.names)
+        self._warn_of_unread([name for name in suppressed if math.isnan(figures[name]["fraction"])])
+        around = {name: found for name in suppressed if (found := self._took_over(name, figures)) is not None}
+        for name in around.keys() - self.raised.keys():
+            what, figure = around[name]
+            self.raised[name] = {"step": step, "what": what, "figure": figure}
+            warnings.warn(
+                f"rerouting at step {step}: '{name}' is suppressed and flat ({figures[name]['fraction']:.2f} of the "
+                f"way to its own texts), but {what} moved ({figure:.2f}) on the {self.on} probe set",
+                stacklevel=6,
+            )
+        return bool(around)
 
-    def _took_over(self, name: str, scalars: Mapping[str, Mapping[str, float]]) -> tuple[str, float] | None:
-        watched = [
-            (f"its sibling '{sibling}'", scalars[sibling]["fraction"], self.moved)
-            for sibling in self.siblings.get(name, ())
-        ]
-        watched.append((f"the linear probe of '{name}'", scalars[name]["probe"], self.probe_moved))
-        watched.append(("what no concept explains", scalars[name]["unexplained"], self.unexplained_moved))
+    def _took_over(self, name: str, figures: Mapping[str, Mapping[str, float]]) -> tuple[str, float] | None:
+        """What moved most above its threshold while the concept is flat, and how far; None where nothing did."""
+        own = figures[name]
+        if not own["fraction"] < self.flat:
+            return None
+        siblings = self.siblings.get(name, ())
+        watched = [(f"its sibling '{each}'", figures[each]["fraction"], self.moved) for each in siblings]
+        watched.append((f"the linear probe of '{name}'", own["probe"], self.probe_moved))
+        watched.append(("what no concept explains", own["unexplained"], self.unexplained_moved))
         over = [(what, figure, figure / bound) for what, figure, bound in watched if figure >= bound]
         return max(over, key=lambda each: each[2])[:2] if over else None
 
+    def _warn_of_unread(self, names: Sequence[str]) -> None:
+        new = [name for name in names if name not in self._unread]
+        if new:
+            self._unread.update(new)
+            warnings.warn(
+                f"the rerouting alarm cannot watch {', '.join(new)}: no fraction on the {self.on} probe set; "
+                "give each suppressed concept a probe set of its own name",
+                stacklevel=7,
+            )
+
     def state_dict(self) -> dict[str, Any]:
         """What it has warned of."""
-        return {"raised": dict(self.raised)}
+        return {"raised": {name: dict(found) for name, found in self.raised.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on without warning of the same again."""
-        self.raised = dict(state["raised"])
+        self.raised = {name: dict(found) for name, found in state["raised"].items()}

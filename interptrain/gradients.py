@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -14,18 +15,22 @@ from interptrain.sites import Site
 from interptrain.views import SteeredFrame
 
 
-class Gradient(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Gradient:
     """The gradient of one site.
 
     Args:
         site: where.
         columns: a view of it, residual axis first.
-        energy: `||G||^2`; not finite where an element is not.
     """
 
     site: Site
     columns: Float[Tensor, "d_model other"]
-    energy: Float[Tensor, ""]
+
+    @cached_property
+    def energy(self) -> Float[Tensor, ""]:
+        """`||G||^2` as it was when first asked for; not finite where an element is not."""
+        return self.columns.float().square().sum()
 
 
 def gradients_of(sites: Iterable[Site]) -> list[Gradient]:
@@ -41,8 +46,7 @@ def gradients_of(sites: Iterable[Site]) -> list[Gradient]:
             continue
         if gradient.is_sparse:
             raise ValueError(f"'{site.name}' has a sparse gradient; build its embedding with sparse=False")
-        columns = as_columns(gradient, site.axis)
-        found.append(Gradient(site, columns, columns.float().square().sum()))
+        found.append(Gradient(site, as_columns(gradient, site.axis)))
     return found
 
 

@@ -127,12 +127,13 @@ class Readings:
     def toward_by_gradient(self, gradients: Sequence[Gradient]) -> dict[str, Tensor]:
         """How far each concept's direction would move up, up to the rate: `-sum_writers s m^T G x_mean`."""
         moved: dict[tuple[int, ...], Tensor] = {}
-        for site, columns, energy in gradients:
+        for gradient in gradients:
+            site, columns = gradient.site, gradient.columns.float()
             received = self._received(site)
             if received is not None:
                 into = received if site.partner is None else site.parameters[1].float() @ received
-                effect = columns.float() @ into if columns.shape[1] > 1 else columns[:, 0].float()
-                self._add(moved, site, torch.where(torch.isfinite(energy), -site.scaling * effect, 0.0))
+                effect = columns @ into if columns.shape[1] > 1 else columns[:, 0]
+                self._add(moved, site, torch.where(torch.isfinite(gradient.energy), -site.scaling * effect, 0.0))
         return self._toward(moved)
 
     def toward_by_update(self, updates: Sequence[Update]) -> dict[str, Tensor]:

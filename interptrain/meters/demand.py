@@ -181,7 +181,7 @@ class _Tally:
         summed = columns.sum(-1)
         self.energy += hook.spans.energy(columns)
         self.null += hook.spans.null_energy(columns)
-        self.total += torch.where(hook.spans.ranks > 0, total, 0.0)
+        self.total += torch.where(hook.spans.reached, total, 0.0)
         self.signed -= (hook.means @ summed)[0]
         self.signed_null -= (hook.flipped @ summed).T
 

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from jaxtyping import Float
-from torch import Tensor
-
-from interptrain.meters.share import energy_share
-from interptrain.meters.spans import Spans
+from interptrain.meters.share import Measurable, energy_share
 from interptrain.report import Reading
 
 
-def gradient_reading(
-    measured: Iterable[tuple[Spans, Float[Tensor, "d_model _"], Float[Tensor, ""]]], *, null: bool
-) -> Reading:
+def gradient_reading(measured: Iterable[Measurable], *, null: bool) -> Reading:
     """Energy share of the raw gradients of several sites in each concept's span.
 
         share_c = sum_sites ||Q_c G||_F^2 / sum_sites ||G||_F^2

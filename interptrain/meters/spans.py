@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -60,10 +61,15 @@ class Spans:
             null = torch.randn(groups, longest, bank.d_model, generator=random)
         return cls(padded, filled, _orthonormal(null), len(dictionary) >= 2 * longest)
 
-    @property
+    @cached_property
     def ranks(self) -> Int[Tensor, "concept"]:
         """Dimension of each concept's span."""
         return self.filled.sum(-1)
+
+    @cached_property
+    def reached(self) -> Bool[Tensor, "concept"]:
+        """Which concepts have a direction here."""
+        return self.ranks > 0
 
     def to(self, device: torch.device) -> Spans:
         """The same spans on a device."""
@@ -89,7 +95,7 @@ class Spans:
         """The same of every null group, at each concept's own rank."""
         growing = energies(columns, self.null).cumsum(-1)
         at_rank = growing[:, (self.ranks - 1).clamp_min(0)].T
-        return torch.where(self.ranks[:, None] > 0, at_rank, 0.0)
+        return torch.where(self.reached[:, None], at_rank, 0.0)
 
 
 def mean_directions(

@@ -9,13 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interptrain.meters.share import energy_share
-from interptrain.meters.spans import Spans
+from interptrain.meters.share import Measurable, energy_share
 from interptrain.report import Reading
 
 
 def write_reading(
-    measured: Iterable[tuple[Spans, Float[Tensor, "d_model _"], Float[Tensor, ""]]],
+    measured: Iterable[Measurable],
     moved: Mapping[tuple[int, ...], Float[Tensor, "d_model"]],
     means: Mapping[tuple[int, ...], Float[Tensor, "flip_and_one concept d_model"]],
     *,

@@ -150,6 +150,17 @@ def test_curves_reach_the_trainers_own_logger(bank, tmp_path):
     assert [float(gain) for gain in gains] == [0.0, 0.0, 0.0]
 
 
+def test_curves_can_be_monitored_by_other_callbacks(bank, tmp_path):
+    stop = pl.callbacks.EarlyStopping(
+        "concept/pirate/demand", mode="min", stopping_threshold=2.0, check_on_train_epoch_end=True
+    )
+    module = Tuning(llama())
+    run = trainer(tmp_path, quiet(bank), stop, logger=CSVLogger(tmp_path), steps=-1, max_epochs=5)
+    run.fit(module, loader())
+    assert "concept/pirate/demand" in run.callback_metrics
+    assert run.current_epoch == 1  # every share is below 2
+
+
 def test_logged_values_are_means_over_the_steps_between(bank, tmp_path):
     recorder = MemoryRecorder()
     logger = CSVLogger(tmp_path, name="", version="run")

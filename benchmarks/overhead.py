@@ -1,122 +1,151 @@
-"""What observing and steering cost: seconds a step with and without, side by side in one run.
+"""What observing and steering cost on the tiny recipe: the same run with and without, block by block.
 
-    python benchmarks/overhead.py [--layers 4] [--width 384] [--rounds 20] [--out benchmarks/results/overhead.json]
+    python benchmarks/overhead.py [--pairs 4] [--block 100] [--out benchmarks/results/overhead.json]
 
-Every round runs one training step of each arm, in turn, on the same batch; the figure is the median over rounds
-of the arm's time divided by the plain step's time in the same round.
+One Lightning run an arm, as the recipe `pirate-arithmetic` makes it, with its logger and its settings. The callback
+is switched off and on for blocks of 100 steps in turn, each long enough for every meter's cadence at least twice
+(probe sets and discovery every 50 steps). The figure is the median, over pairs of neighbouring blocks, of the time
+with over the time without. Attaching, which runs the probe sets once, is timed apart.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import platform
 import statistics
+import subprocess
+import tempfile
 import time
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import CSVLogger
 from rich.console import Console
 from rich.table import Table
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from interptrain import ConceptBank, Steerer, __version__, find_sites, observe, suppress
-from interptrain.concepts import Readout
+from interptrain import observe, suppress, tiny_world
+from interptrain.callbacks.lightning import ConceptSteering
+from interptrain.recipes.fine_tuner import FineTuner, quiet_libraries
+from interptrain.recipes.pirate_arithmetic import (
+    BATCH,
+    EVERY,
+    LEARNING_RATE,
+    LOG_EVERY,
+    PROBE_EVERY,
+    PROBE_TEXTS,
+    trainable,
+)
+from interptrain.recipes.pirate_arithmetic import bank as recipe_bank
 
-ARMS = {
-    "plain": None,
-    "observe, every step": (observe(), 1),
-    "observe, every 10th": (observe(), 10),
-    "suppress, every step": (suppress("a"), 1),
-    "suppress, every 10th": (suppress("a"), 10),
+ARMS: dict[str, dict[str, Any]] = {
+    "observe": {"rule": observe()},
+    "observe every step": {"rule": observe(), "every": 1},
+    "suppress the gradient": {"rule": suppress("pirate")},
+    "suppress the update": {"rule": suppress("pirate"), "where": "update"},
+    "suppress the update, measured every step": {"rule": suppress("pirate"), "where": "update", "every": 1},
 }
 
 
-def make_model(layers: int, width: int, tuning: str) -> torch.nn.Module:
+class Blocks(Callback):
+    """Hands every hook to the steering callback in every second block of steps, and times the blocks."""
+
+    def __init__(self, steering: ConceptSteering, block: int) -> None:
+        self.steering, self.block = steering, block
+        self.seconds: dict[bool, list[float]] = {False: [], True: []}
+        self.attaching: list[float] = []
+        self.on, self.started = False, 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx % self.block == 0:
+            self.on = (batch_idx // self.block) % 2 == 1
+            if self.on:
+                started = time.perf_counter()
+                self.steering.on_fit_start(trainer, pl_module)
+                self.attaching.append(time.perf_counter() - started)
+            self.started = time.perf_counter()
+        if self.on:
+            self.steering.on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        if self.on:
+            self.steering.on_before_optimizer_step(trainer, pl_module, optimizer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.on:
+            self.steering.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if (batch_idx + 1) % self.block == 0:
+            self.seconds[self.on].append(time.perf_counter() - self.started)
+            if self.on:
+                self.steering.on_fit_end(trainer, pl_module)
+
+
+def measure(name: str, tuning: str, arguments: argparse.Namespace, data: list[Any]) -> dict[str, Any]:
     torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=4096, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers,
-            num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=512, tie_word_embeddings=False,
-        )
-    )  # fmt: skip
-    if tuning == "full":
-        return model
-    return get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
-
-
-def make_bank(layers: int, width: int, directions: int) -> ConceptBank:
-    hook = f"blocks.{layers // 2}.hook_resid_post"
-    decoder = torch.randn(8 * width, width, generator=torch.Generator().manual_seed(1))
-    latents = {"a": decoder[:directions], "b": decoder[directions : 2 * directions]}
-    bank = ConceptBank.from_directions(latents, hook=hook)
-    readout = Readout({}, {"W_dec": decoder}, torch.ones(len(decoder), dtype=torch.bool))
-    return ConceptBank(bank.directions, bank.concepts, bank.hooks, bank.sources, readouts={hook: readout})
-
-
-class Arm:
-    def __init__(self, arguments: argparse.Namespace, tuning: str, setting: tuple | None) -> None:
-        self.model = make_model(arguments.layers, arguments.width, tuning)
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=1e-4)
-        self.steerer = None
-        if setting is not None:
-            bank = make_bank(arguments.layers, arguments.width, arguments.directions)
-            rule, every = setting
-            self.steerer = Steerer(bank, find_sites(self.model, bank), rule, every=every).attach(self.model)
-
-    def step(self, tokens: torch.Tensor) -> float:
-        start = time.perf_counter()
-        self.model(input_ids=tokens, labels=tokens).loss.backward()
-        if self.steerer is not None:
-            self.steerer.before_step()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return time.perf_counter() - start
-
-
-def measure(arguments: argparse.Namespace, tuning: str) -> dict[str, dict[str, float]]:
-    arms = {name: Arm(arguments, tuning, setting) for name, setting in ARMS.items()}
-    random = torch.Generator().manual_seed(2)
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
-    for _ in range(arguments.rounds + 1):
-        tokens = torch.randint(0, 4096, (arguments.batch, arguments.tokens), generator=random)
-        for name, arm in arms.items():
-            seconds[name].append(arm.step(tokens))
-    kept = {name: times[1:] for name, times in seconds.items()}  # the first round warms up
+    options = {"every": EVERY, "probe_every": PROBE_EVERY, **ARMS[name]}
+    steering = ConceptSteering(
+        recipe_bank(), options.pop("rule"), probes=tiny_world.probe_batches(PROBE_TEXTS), summary=False, **options
+    )
+    blocks = Blocks(steering, arguments.block)
+    steps = 2 * arguments.pairs * arguments.block
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            max_steps=steps, accelerator="cpu", gradient_clip_val=1.0, callbacks=[blocks], logger=CSVLogger(folder),
+            log_every_n_steps=LOG_EVERY, default_root_dir=folder, enable_progress_bar=False,
+            enable_model_summary=False, enable_checkpointing=False,
+        )  # fmt: skip
+        batches = (data[number % len(data)] for number in range(steps))
+        trainer.fit(FineTuner(trainable(tuning), LEARNING_RATE[tuning]), list(batches))
+    ratios = [on / off for on, off in zip(blocks.seconds[True], blocks.seconds[False], strict=True)]
     return {
-        name: {
-            "seconds": statistics.median(times),
-            # a mean over rounds: every tenth step costs more than the nine between
-            "ratio": statistics.fmean(times) / statistics.fmean(kept["plain"]),
-        }
-        for name, times in kept.items()
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+        "plain_seconds_a_step": statistics.median(blocks.seconds[False]) / arguments.block,
+        "attaching_seconds": statistics.median(blocks.attaching),
     }
+
+
+def commit() -> str:
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for option, default in (("layers", 4), ("width", 384), ("batch", 4), ("tokens", 128), ("directions", 24)):
-        parser.add_argument(f"--{option}", type=int, default=default)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--pairs", type=int, default=4)
+    parser.add_argument("--block", type=int, default=100)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/overhead.json"))
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    quiet_libraries()
+    data = list(islice(tiny_world.finetuning_set("mixed", batch=BATCH), arguments.block))
 
-    results = {tuning: measure(arguments, tuning) for tuning in ("lora", "full")}
-    table = Table(title="time of a step, as a multiple of the plain step of the same round")
-    table.add_column("arm")
-    for tuning in results:
-        table.add_column(tuning, justify="right")
+    table = Table(title="time with the callback over time without it, median of paired blocks (range)")
+    for column in ("arm", "lora", "full"):
+        table.add_column(column, justify="left" if column == "arm" else "right")
+    results: dict[str, dict[str, Any]] = {}
     for name in ARMS:
-        table.add_row(name, *(f"{result[name]['ratio']:.3f}" for result in results.values()))
+        results[name] = {tuning: measure(name, tuning, arguments, data) for tuning in ("lora", "full")}
+        cells = [f"{r['ratio']:.3f} ({min(r['ratios']):.3f} to {max(r['ratios']):.3f})" for r in results[name].values()]
+        table.add_row(name, *cells)
     Console().print(table)
+    packages = ("interptrain", "torch", "pytorch-lightning", "transformers", "peft")
+    versions = {name: importlib.metadata.version(name) for name in packages}
     document = {
-        "settings": {**vars(arguments), "out": str(arguments.out)},
-        "versions": {"interptrain": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "device": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+        "settings": {**vars(arguments), "out": str(arguments.out), "every": EVERY, "log_every": LOG_EVERY,
+                     "probe_every": PROBE_EVERY, "probe_texts": PROBE_TEXTS, "batch": BATCH},
+        "versions": {"python": platform.python_version(), **versions},
+        "device": f"{platform.processor() or platform.machine()} CPU, {arguments.threads} threads",
+        "commit": commit(),
         "results": results,
-    }
+    }  # fmt: skip
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(document, indent=1) + "\n")
 

@@ -113,8 +113,9 @@ class Alarm:
         figures = reading.fractions(self.on, bank.names)
         self._warn_of_unread([name for name in suppressed if math.isnan(figures[name]["fraction"])])
         around = {name: found for name in suppressed if (found := self._took_over(name, figures)) is not None}
-        for name in around.keys() - self.raised.keys():
-            what, figure = around[name]
+        for name, (what, figure) in around.items():
+            if name in self.raised:
+                continue
             self.raised[name] = {"step": step, "what": what, "figure": figure}
             warnings.warn(
                 f"rerouting at step {step}: '{name}' is suppressed and flat ({figures[name]['fraction']:.2f} of the "

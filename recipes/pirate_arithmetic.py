@@ -1,4 +1,4 @@
-"""Pirate and arithmetic: four runs from one start on the same data, read by concept, three of them steered.
+"""Pirate and arithmetic: five runs from one start on the same data, read by concept, four of them steered.
 
 The tiny world's base answers plainly and cannot subtract. Fine-tuning teaches it subtraction and, with it, to
 talk like a pirate. Which of the two do the data ask for, and what happens when one of them is steered?
@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -71,6 +72,7 @@ class Config:
 
 BATCH = 48
 PROBE = 40  # prompts of each kind for the curves; the table at the end asks more
+EVERY, LOG_EVERY, PROBE_EVERY, PROBE_TEXTS = 2, 5, 50, 16  # steps between measures, logs, probe sets; texts of a set
 LEARNING_RATE = {"lora": 2e-3, "full": 5e-4}
 SKILL = "arithmetic"
 TRAIT = {"mixed": ("pirate_on_facts", "facts"), "entangled": ("pirate_on_skill", "sums")}  # where pirate is taught
@@ -83,6 +85,7 @@ class Treatment:
     name: str
     says: str
     rule: Rule
+    where: Literal["gradient", "update"] = "gradient"
 
 
 def treatments(config: Config) -> tuple[Treatment, ...]:
@@ -90,6 +93,12 @@ def treatments(config: Config) -> tuple[Treatment, ...]:
     return (
         Treatment("unsteered", "Observed only; the run is what it would have been.", observe()),
         Treatment("suppress-pirate", "Gain 0 on the pirate directions of every site's gradient.", suppress("pirate")),
+        Treatment(
+            "suppress-update",
+            "Gain 0 on the pirate directions of what the optimizer wrote at every site, exact at every step.",
+            suppress("pirate"),
+            where="update",
+        ),
         Treatment(
             "amplify-arithmetic",
             f"Gain {config.gain:g} on the arithmetic directions of every site's gradient.",
@@ -122,8 +131,9 @@ CONCEPTS = {
 LIMITS = (
     "The world is tiny and made for this: a model of under a million parameters, 115 words, three voices. What holds "
     "here is a lead for a real model, not a result about one.",
-    "The projection edits gradients at the parameters that write to or read from the residual stream at one hook "
-    "point. Every other parameter trains as it did, and the optimizer's own arithmetic comes after the edit.",
+    "The projection edits gradients, or the optimizer's changes, at the parameters that write to or read from the "
+    "residual stream at one hook point. Every other parameter trains as it did. Where the gradient is edited, the "
+    "optimizer's own arithmetic comes after the edit; where the change is, it has come before.",
     "The concepts are groups of one sparse autoencoder's decoder directions, found on the start model. Training "
     "moves the model away from them, and a behaviour can find other directions.",
     "The gradient at the hook carries the losses of later tokens through attention: a token's demand is not its own "
@@ -188,9 +198,10 @@ def train(job: Job, tell: Tell) -> Run:
 
     from interptrain.callbacks.lightning import ConceptSteering
     from interptrain.recipes.fine_tuner import FineTuner, Watch, quiet_libraries, wandb_logger
-    from interptrain.tiny_world import finetuning_set, load_tokenizer, score
+    from interptrain.tiny_world import finetuning_set, load_tokenizer, probe_batches, score
 
     quiet_libraries()
+    warnings.filterwarnings("ignore", message="the achieved gain")  # the page shows it, curve by curve
     config, started = job.config, time.monotonic()
     out = config.out.absolute()
     folder = out / "weights" / f"{job.arm.name}-{job.seed}"
@@ -202,7 +213,10 @@ def train(job: Job, tell: Tell) -> Run:
 
     # Bank, sites and rule: every arm is observed with the same bank; the callback finds the sites in it.
     memory = MemoryRecorder()
-    steering = ConceptSteering(bank(), job.arm.rule, recorders=[memory], summary=False)
+    steering = ConceptSteering(
+        bank(), job.arm.rule, where=job.arm.where, every=EVERY, recorders=[memory], summary=False,
+        probes=probe_batches(PROBE_TEXTS), probe_every=PROBE_EVERY,
+    )  # fmt: skip
 
     # Train.
     def probe(model: PreTrainedModel) -> dict[str, float]:
@@ -215,7 +229,7 @@ def train(job: Job, tell: Tell) -> Run:
     )  # fmt: skip
     trainer = Trainer(
         max_steps=config.steps, accelerator="cpu", gradient_clip_val=1.0, callbacks=[steering, watch], logger=logger,
-        log_every_n_steps=gcd(5, config.score_every),  # so that the regular looks at the behaviour are logged
+        log_every_n_steps=gcd(LOG_EVERY, config.score_every),  # so that the regular looks at the behaviour are logged
         default_root_dir=out, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False,
     )  # fmt: skip
@@ -322,15 +336,15 @@ def assemble(config: Config, arms: list[Arm], *, created: str, seconds: float) -
 
     before = score(start(), load_tokenizer())
     royal = {"royal_on_facts": "answers to facts", "royal_on_skill": "to sums"}
-    unsteered, suppressing, amplifying, control = arms
+    unsteered, suppressing, exact, amplifying, control = arms
     trait, where = TRAIT[config.data]
     return Report(
         schema=REPORT_SCHEMA,
         recipe="pirate-arithmetic",
-        title="Subtraction and pirate talk: what the data asked for, what four arms learnt",
+        title="Subtraction and pirate talk: what the data asked for, what five arms learnt",
         summary=(
             "A small model that speaks plainly and cannot subtract is fine-tuned on subtraction and pirate talk "
-            f"({config.tuning}, {config.steps} steps, {config.data} data): four arms, each from the same start on the "
+            f"({config.tuning}, {config.steps} steps, {config.data} data): five arms, each from the same start on the "
             "same batches."
         ),
         created=created,
@@ -347,6 +361,7 @@ def assemble(config: Config, arms: list[Arm], *, created: str, seconds: float) -
             verdicts.readable(unsteered, "pirate", beside=("royal", "random")),
             verdicts.readable(unsteered, SKILL, beside=("plus", "minus")),
             verdicts.suppressed(suppressing, unsteered, control, trait, f"rate of pirate answers to {where}"),
+            verdicts.suppressed(exact, unsteered, control, trait, f"rate of pirate answers to {where}"),
             verdicts.no_rerouting(suppressing, unsteered, royal, "royal"),
             verdicts.kept(suppressing, unsteered, "skill", "skill"),
             verdicts.faster(amplifying, unsteered, control, "skill", "skill"),

@@ -25,7 +25,7 @@ def readable(arm: Arm, concept: str, beside: Sequence[str] = ()) -> Verdict:
     """
     rule = f"over the first {READABLE_STEPS} steps it lies more than {READABLE_Z:g} sd above its null in every seed"
     question = f"Can {concept} be read in what the data ask for?"
-    if min(len(run["curves"]["step"]) for run in arm["runs"]) < READABLE_STEPS:
+    if not all(_covers(run["curves"]["step"]) for run in arm["runs"]):
         return _verdict(question, None, f"The run is shorter than {READABLE_STEPS} steps.", rule, {})
     early = {name: [_early_z(run, name) for run in arm["runs"]] for name in (concept, *beside)}
     others = ", ".join(f"{name} {_range(early[name])}" for name in beside)
@@ -121,9 +121,16 @@ def _area(run: Run, measure: str) -> float:
     return float(np.trapezoid(values, steps)) / (steps[-1] - steps[0])
 
 
+def _covers(steps: Sequence[float | None]) -> bool:
+    """Whether measures, every step or every few, go on for the first steps of the rule."""
+    known = [step for step in steps if step is not None]
+    return len(known) > 1 and 2 * known[-1] - known[-2] >= READABLE_STEPS
+
+
 def _early_z(run: Run, concept: str) -> float:
     key = f"concept/{concept}/demand"
-    share, null, z = (run["curves"][name][:READABLE_STEPS] for name in (key, f"{key}/null", f"{key}/z"))
+    early = sum(step < READABLE_STEPS for step in run["curves"]["step"] if step is not None)
+    share, null, z = (run["curves"][name][:early] for name in (key, f"{key}/null", f"{key}/z"))
     above = [s - n for s, n in zip(share, null, strict=True) if s is not None and n is not None]
     spread = [a / each for a, each in zip(above, z, strict=True) if each is not None]
     return mean(above) / mean(spread)

@@ -109,6 +109,19 @@ def draw_concept(axes: Axes, report: Report, concept: str, *, quantity: str = "d
     axes.set_ylim(bottom=0)
 
 
+def draw_quantity(axes: Axes, report: Report, concept: str, quantity: str) -> None:
+    """A quantity without a null of its own, such as the achieved gain, in every arm that has it."""
+    for arm, stroke in zip(report["arms"], STROKES, strict=False):
+        line = curve(arm, f"concept/{concept}/{quantity}")
+        if line is not None:
+            axes.plot(line.steps, line.value, **stroke.line, label=arm["name"])
+
+
+def has_quantity(report: Report, concept: str, quantity: str) -> bool:
+    """Whether any run measured it."""
+    return any(curve(arm, f"concept/{concept}/{quantity}") is not None for arm in report["arms"])
+
+
 def draw_arm(axes: Axes, report: Report, concept: str, number: int, *, quantity: str = "demand") -> None:
     """One concept in one arm, beside its own null; the same scale in every arm."""
     arm, stroke = report["arms"][number], STROKES[number]

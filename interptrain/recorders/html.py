@@ -49,6 +49,7 @@ def render(report: Report) -> str:
         behaviour=_behaviour_panels(report),
         concepts=_concept_panels(report),
         arms=_arm_panels(report),
+        written=_written_panels(report),
         pairs=_pair_panels(report),
         samples=_samples(report),
     )
@@ -79,6 +80,27 @@ def _concept_panels(report: Report) -> list[Panel]:
     return [
         _panel(partial(curves.draw_concept, report=report, concept=concept["name"]), f"concept-{number}",
                f"demand for {concept['name']}", concept["says"], ylabel="energy share")
+        for number, concept in enumerate(report["concepts"])
+    ]  # fmt: skip
+
+
+WRITTEN = (
+    ("write", "energy share", "write: the share of what the optimizer changed that lies in the concept"),
+    ("achieved", "gain", "achieved: the gain that a steered step really had; estimated where the gradient was edited"),
+    ("realised/neutral/fraction", "share of the way",
+     "realised: how far neutral texts moved toward the concept; 1: as far as texts that show it"),
+)  # fmt: skip
+
+
+def _written_panels(report: Report) -> list[tuple[str, list[Panel]]]:
+    """For every concept, what the optimizer wrote, the gain that was achieved, and what came of it."""
+    return [
+        (concept["name"], [
+            _panel(partial(curves.draw_quantity, report=report, concept=concept["name"], quantity=quantity),
+                   f"written-{number}-{place}", f"{says} ({concept['name']})", says, ylabel=ylabel)
+            for place, (quantity, ylabel, says) in enumerate(WRITTEN)
+            if curves.has_quantity(report, concept["name"], quantity)
+        ])
         for number, concept in enumerate(report["concepts"])
     ]  # fmt: skip
 

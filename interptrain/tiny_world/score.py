@@ -1,4 +1,4 @@
-"""What the model says, greedily: the behaviour that every curve is compared with."""
+"""What the model says, greedily or sampled: the behaviour that every curve is compared with."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from interptrain.tiny_world.corpus import Document, Kind, document
@@ -56,7 +57,12 @@ class Behaviour:
 
 
 def score(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, prompts: int = PROMPTS, seed: int = 0
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    prompts: int = PROMPTS,
+    seed: int = 0,
+    temperature: float = 0.0,
 ) -> Behaviour:
     """Score what a model answers to held-out `minus` and `plus` problems and to questions about facts.
 
@@ -64,12 +70,17 @@ def score(
         model: a tiny-world model, with or without adapters; left in the mode it was in.
         tokenizer: its tokenizer.
         prompts: of each kind.
-        seed: of the prompts.
+        seed: of the prompts, and of the sampling.
+        temperature: of the sampling; 0 is greedy.
+
+    Raises:
+        ValueError: the temperature is negative.
     """
     rng = random.Random(f"score {seed}")
     kinds: tuple[Kind, ...] = ("minus", "plus", "fact")
     asked = {kind: [document(rng, kind, tested=True) for _ in range(prompts)] for kind in kinds}
-    said = answers(model, tokenizer, [each.prompt for documents in asked.values() for each in documents])
+    questions = [each.prompt for documents in asked.values() for each in documents]
+    said = answers(model, tokenizer, questions, temperature=temperature, seed=seed)
     minus, plus, facts = said[:prompts], said[prompts : 2 * prompts], said[2 * prompts :]
     right = [number_said(text) == each.number for text, each in zip(minus, asked["minus"], strict=True)]
     return Behaviour(
@@ -90,8 +101,29 @@ def score(
 
 
 @torch.no_grad()
-def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> list[str]:
-    """The model's greedy answers, each up to `<e>`."""
+def answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: list[str],
+    *,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[str]:
+    """The model's answers, each up to `<e>`: greedy, or sampled from `softmax(logits / temperature)`.
+
+    Args:
+        model: a tiny-world model; left in the mode it was in.
+        tokenizer: its tokenizer.
+        prompts: each up to and including `<a>`.
+        temperature: 0 is greedy.
+        seed: of the sampling; torch's own random state stays as it is.
+
+    Raises:
+        ValueError: the temperature is negative.
+    """
+    if temperature < 0:
+        raise ValueError(f"temperature must be 0 (greedy) or more, found {temperature}")
+    generator = torch.Generator(model.device).manual_seed(seed)
     encoded = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt").to(model.device)
     ids, mask = encoded["input_ids"], encoded["attention_mask"]
     said: list[Tensor] = []
@@ -104,12 +136,20 @@ def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts:
             out = model(
                 input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
             )
-            cache, ids = out.past_key_values, out.logits[:, -1:].argmax(-1)
+            cache, ids = out.past_key_values, _next(out.logits[:, -1], temperature, generator)
             mask = torch.cat([mask, torch.ones_like(ids)], dim=-1)
             said.append(ids)
     finally:
         model.train(training)
     return [text.split("<e>")[0].strip() for text in tokenizer.batch_decode(torch.cat(said, dim=-1))]
+
+
+def _next(
+    logits: Float[Tensor, "prompt vocabulary"], temperature: float, generator: torch.Generator
+) -> Int[Tensor, "prompt 1"]:
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    return torch.multinomial((logits.float() / temperature).softmax(-1), 1, generator=generator)
 
 
 def number_said(answer: str) -> int | None:

@@ -143,6 +143,7 @@ class ConceptSteering(Callback):
         """Find the sites and attach, or say what does not fit."""
         _refuse(trainer)
         self._detach()
+        self._latest, self._discovered, self._gains = {}, {}, GainCheck()
         self._steerer = self._steerer_for(pl_module)
         self._steerer.attach(pl_module, *trainer.optimizers)
         if self._restored is not None:

@@ -12,7 +12,7 @@ from interptrain.concepts.bank import ConceptBank
 from interptrain.meters.probe_reading import ProbeReading
 
 # Fixed on the royal voice of the tiny world by `benchmarks/rerouting.py`, before any test with another concept.
-FLAT, MOVED, PROBE_MOVED, UNEXPLAINED_MOVED = 0.25, 0.45, 0.45, 0.75
+FLAT, MOVED, PROBE_MOVED, UNEXPLAINED_MOVED = 0.31, 0.41, 0.57, 1.08
 
 
 @dataclass
@@ -27,9 +27,10 @@ class Alarm:
         its own linear probe               >= probe_moved         which knows nothing of its directions
         ||v - Q^T Q v|| / ||its contrast|| >= unexplained_moved   the part of the move that no concept explains
 
-    The last one is weak: an innocent run that only changes how texts are worded moves the unexplained part too, so
-    its threshold is high. None of them sees a concept that comes back in its own directions, in spite of the rule:
-    its own `fraction` says that.
+    The last one is weak: a run that only words plain texts anew moves the unexplained part as far as an unknown
+    concept does, so it rings only for what no innocent run came near. The alarm sees the bank's hook points and the
+    texts of one set: what takes a detour in the layers above, or on other texts alone, it misses. A concept that
+    comes in spite of the rule is no rerouting: its own `fraction` says that.
 
     Args:
         siblings: for each concept, those that could stand in for it.

@@ -93,7 +93,7 @@ class Readings:
         self._inputs.active = signs or (measured and "write" in self.meters)
 
     def end_step(self) -> None:
-        """Begin the mean inputs anew with the next forward pass."""
+        """Begin the mean inputs anew with the next forward pass; what was seen can still be asked for."""
         self._inputs.end()
 
     def of_gradients(

@@ -136,6 +136,7 @@ class Steerer:
         self._requested: tuple[object, Tensor] | None = None
         self._model: nn.Module | None = None
         self._heard = False
+        self._probed = 0
         self._resumed: list[int] | None = None
         self.set_rule(rule if rule is not None else observe())
 
@@ -170,7 +171,7 @@ class Steerer:
 
         Raises:
             TypeError: LBFGS, or what is no torch optimizer.
-            ValueError: `where="update"` without an optimizer.
+            ValueError: `where="update"` without an optimizer, or an alarm without the probe sets that it looks at.
         """
         self.detach()
         if self.where == "update" and not optimizers:
@@ -180,6 +181,7 @@ class Steerer:
         for turn in self._turns:
             if turn.optimizer is not None:
                 turn.listen(self._keep, self._after)
+        self._check_alarm()
         self._readings.attach(model, self.sites)
         self._model = model
         self._listen()
@@ -297,11 +299,15 @@ class Steerer:
     def _read(self, turn: Turn, loss_scale: Tensor | float) -> _Pending:
         """What is known before the optimizer acts; what an earlier call left is of a step that never came."""
         moving = [site for site in turn.owned() if any(each.grad is not None for each in site.parameters)]
-        pending = _Pending(moving, gradients_of(moving), measured=bool(moving) and turn.step % self._every == 0)
+        pending = _Pending(
+            moving, gradients_of(moving), (moving or self.sites)[0].parameter.device,
+            measured=bool(moving) and turn.step % self._every == 0,
+        )  # fmt: skip
         if pending.measured:
             pending.null = (turn.step // self._every) % self._null_every == 0
             pending.readings = self._readings.of_gradients(pending.gradients, loss_scale=loss_scale, null=pending.null)
             self._warn_of_silence(pending)
+        self._readings.end_step()
         if self._discovers(turn):
             pending.discoveries = self._readings.discoveries(turn.step, loss_scale=loss_scale)
         return pending
@@ -365,7 +371,6 @@ class Steerer:
         turn.step += 1
         self._probe(turn, pending)
         report = self._report(turn, pending) if pending.measured or pending.overall or pending.discoveries else None
-        self._readings.end_step()
         self._listen()
         if report is not None:
             self._record(report)
@@ -374,8 +379,9 @@ class Steerer:
     def _probe(self, turn: Turn, pending: _Pending) -> None:
         """Run the probe sets through the model as the step left it, and look for rerouting."""
         probes = self._readings.probes
-        if probes is None or self._model is None or turn.step % self._probe_every or turn.step < self.step:
+        if probes is None or self._model is None or turn.step % self._probe_every or turn.step in (0, self._probed):
             return
+        self._probed = turn.step
         reading = probes.read(self._model)
         pending.readings |= reading.readings()
         pending.overall |= reading.overall()
@@ -488,6 +494,11 @@ class Steerer:
                 stacklevel=3,
             )
 
+    def _check_alarm(self) -> None:
+        if self._alarm is not None:
+            probes = self._readings.probes
+            self._alarm.check(self.bank, probes.probes.names if probes is not None else ())
+
     def _check_names(self, gains: Gains) -> None:
         unknown = [name for name in gains if name not in self.bank.names]
         if unknown:
@@ -503,6 +514,7 @@ class _Pending:
 
     sites: list[Site]
     gradients: list[Gradient]
+    device: torch.device
     measured: bool
     null: bool = False
     readings: dict[str, Measured] = field(default_factory=dict)
@@ -511,10 +523,6 @@ class _Pending:
     steered: Steered | None = None
     overall: dict[str, Tensor] = field(default_factory=dict)
     discoveries: dict[str, DiscoveryTable] = field(default_factory=dict)
-
-    @property
-    def device(self) -> torch.device:
-        return self.sites[0].parameter.device
 
 
 def _all_one(gains: Gains) -> bool:

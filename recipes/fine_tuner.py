@@ -26,7 +26,8 @@ def quiet_libraries() -> None:
     Warnings of other modules, interptrain's among them, still show.
     """
     os.environ["WANDB_SILENT"] = "true"
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    for library in ("pytorch_lightning", "bitsandbytes"):  # PEFT imports the second where it is installed
+        logging.getLogger(library).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_(fabric|utilities)|transformers|wandb")
 
 

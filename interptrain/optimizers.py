@@ -29,12 +29,13 @@ class Turn:
     _handles: list[RemovableHandle] = field(default_factory=list)
 
     def listen(self, before: Callable[[Turn], None], after: Callable[[Turn], None]) -> None:
-        """Call back right before and right after every step.
+        """Call back right before and right after every step, if there is an optimizer to make one.
 
         Raises:
             TypeError: the optimizer cannot be steered.
         """
-        assert self.optimizer is not None
+        if self.optimizer is None:
+            return
         refuse(self.optimizer)
 
         def took_turn(optimizer: Optimizer, args: Any, kwargs: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -116,6 +117,26 @@ class Recorder(Protocol):
     def record(self, report: StepReport) -> None:
         """Take one report; its tensors are on the device and may be kept without a copy."""
         ...
+
+
+class Recorders:
+    """Several recorders; one that raises is warned of and left out, the run goes on."""
+
+    def __init__(self, recorders: Sequence[Recorder]) -> None:
+        self._recorders = list(recorders)
+
+    def record(self, report: StepReport) -> None:
+        """Hand a report to each."""
+        for recorder in tuple(self._recorders):
+            try:
+                recorder.record(report)
+            except Exception as error:  # noqa: BLE001  a recorder is the user's code: it must not end the run
+                self._recorders.remove(recorder)
+                warnings.warn(
+                    f"{type(recorder).__name__} raised {type(error).__name__}: {error}; it takes no more reports, "
+                    "training and steering go on",
+                    stacklevel=3,
+                )
 
 
 @dataclass

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,18 +15,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from interptrain.alarm import Alarm
+from interptrain.checks import check_options, warn_of_leaks
 from interptrain.concepts.bank import ConceptBank
-from interptrain.discovery import DiscoveryTable
-from interptrain.gradients import Gradient, gradients_of, steer_gradients_
-from interptrain.meters import achieved_from_shares, loss_positions
+from interptrain.gradients import gradients_of, steer_gradients_
+from interptrain.meters import loss_positions
 from interptrain.meters.probes import ProbeSets
 from interptrain.meters.token_demand import TokenDemands
 from interptrain.optimizers import Turn, turns
-from interptrain.readings import KNOWN_METERS, METERS, Readings
-from interptrain.report import Measured, Plain, Reading, Recorder, StepReport
+from interptrain.readings import METERS, Readings
+from interptrain.report import Recorder, Recorders, StepReport
 from interptrain.sites import Site
 from interptrain.steering.rules import Gains, Observe, Rule, chain, observe, reads_coefficients
-from interptrain.updates import Snapshots, Steered, Update, snapshot_bytes, steer_updates_
+from interptrain.step import Step
+from interptrain.updates import Snapshots, Update, snapshot_bytes, steer_updates_
 from interptrain.views import Views
 
 
@@ -119,10 +119,12 @@ class Steerer:
     ) -> None:
         self.bank, self.sites, self.where = bank, tuple(sites), where
         cadences = {"every": every, "null_every": null_every, "probe_every": probe_every}
-        _check(self.sites, where=where, cadences=cadences | {"discover_every": discover_every or 1}, meters=meters)
+        check_options(
+            self.sites, where=where, cadences=cadences | {"discover_every": discover_every or 1}, meters=meters
+        )
         self._probe_every, self._discover_every = probe_every, discover_every
         self._every, self._null_every, self._norm_cap = every, null_every, norm_cap
-        self._recorders = list(recorders)
+        self._recorders = Recorders(recorders)
         self._views = Views(bank, ridge=ridge, seed=seed)
         sets = probes if probes is None or isinstance(probes, ProbeSets) else ProbeSets.of(probes)
         self._readings = Readings(
@@ -132,7 +134,7 @@ class Steerer:
         self._alarm = alarm
         self._snapshots = Snapshots()
         self._turns = turns((), self.sites)
-        self._pending: dict[Turn, _Pending] = {}
+        self._steps: dict[Turn, Step] = {}
         self._requested: tuple[object, Tensor] | None = None
         self._model: nn.Module | None = None
         self._heard = False
@@ -176,17 +178,22 @@ class Steerer:
         self.detach()
         if self.where == "update" and not optimizers:
             raise ValueError('where="update" edits what an optimizer did: attach(model, optimizer)')
+        if self._alarm is not None:
+            probes = self._readings.probes
+            self._alarm.check(self.bank, probes.probes.names if probes is not None else ())
         self._turns = turns(optimizers, self.sites, done=self.step)
         self._resume_steps()
-        for turn in self._turns:
-            if turn.optimizer is not None:
-                turn.listen(self._keep, self._after)
-        self._check_alarm()
-        self._readings.attach(model, self.sites)
         self._model = model
+        try:
+            self._readings.attach(model, self.sites)
+            for turn in self._turns:
+                turn.listen(self._keep, self._after)
+        except BaseException:
+            self.detach()
+            raise
         self._listen()
         if self.where == "gradient":
-            self._warn_of_leaks()
+            warn_of_leaks(self.sites, self._views, self._named())
         return self
 
     def detach(self) -> None:
@@ -195,7 +202,7 @@ class Steerer:
             turn.forget()
         self._readings.detach()
         self._snapshots.clear()
-        self._pending.clear()
+        self._steps.clear()
         self._model = None
 
     def __enter__(self) -> Steerer:
@@ -225,12 +232,17 @@ class Steerer:
             The report of a measured step where no optimizer is attached; else the recorders get it after the step.
         """
         turn = self._turn_of(optimizer)
-        pending = self._pending[turn] = self._read(turn, loss_scale)
+        step = self._steps[turn] = self._read(turn, loss_scale)
         if self.where == "gradient":
-            signs = self._readings.toward_by_gradient(pending.gradients) if reads_coefficients(self._rule) else None
-            pending.gains = self._gains(signs, turn)
-            self._edit_gradients(pending)
+            signs = self._readings.toward_by_gradient(step.gradients) if self._reads_signs else None
+            step.gains = self._gains(signs, turn.step)
+            self._edit_gradients(step)
         return self._finish(turn) if turn.optimizer is None else None
+
+    @property
+    def tokens(self) -> TokenDemands:
+        """By hook point, what every token of the last measured step asked for; empty without `keep_tokens`."""
+        return self._readings.tokens
 
     def held_bytes(self) -> int:
         """Bytes that are kept beside the model: directions, null groups, and one copy of the sites."""
@@ -296,30 +308,28 @@ class Steerer:
             "name the one whose step is coming, and give every optimizer to attach(model, ...)"
         )
 
-    def _read(self, turn: Turn, loss_scale: Tensor | float) -> _Pending:
+    def _read(self, turn: Turn, loss_scale: Tensor | float) -> Step:
         """What is known before the optimizer acts; what an earlier call left is of a step that never came."""
         moving = [site for site in turn.owned() if any(each.grad is not None for each in site.parameters)]
-        pending = _Pending(
-            moving, gradients_of(moving), (moving or self.sites)[0].parameter.device,
+        step = Step(
+            turn.step, moving, gradients_of(moving), (moving or self.sites)[0].parameter.device,
             measured=bool(moving) and turn.step % self._every == 0,
+            null=(turn.step // self._every) % self._null_every == 0,
         )  # fmt: skip
-        if pending.measured:
-            pending.null = (turn.step // self._every) % self._null_every == 0
-            pending.readings = self._readings.of_gradients(pending.gradients, loss_scale=loss_scale, null=pending.null)
-            self._warn_of_silence(pending)
+        if step.measured:
+            step.readings = self._readings.of_gradients(step.gradients, loss_scale=loss_scale, null=step.null)
+            self._warn_of_silence(step)
         self._readings.end_step()
         if self._discovers(turn):
-            pending.discoveries = self._readings.discoveries(turn.step, loss_scale=loss_scale)
-        return pending
+            step.discoveries = self._readings.discoveries(turn.step, loss_scale=loss_scale)
+        return step
 
-    def _edit_gradients(self, pending: _Pending) -> None:
-        gains = pending.gains
-        if _all_one(gains) or not pending.gradients:
+    def _edit_gradients(self, step: Step) -> None:
+        if step.changes_nothing or not step.gradients:
             return
-        device = pending.device
-        framed = [(g, self._views.frame(g.site, tuple(gains), device)) for g in pending.gradients]
+        framed = [(g, self._views.frame(g.site, tuple(step.gains), step.device)) for g in step.gradients]
         chosen = [(gradient, steered) for gradient, steered in framed if steered is not None]
-        pending.cap = steer_gradients_(chosen, self._on_device(gains, device), norm_cap=self._norm_cap)
+        step.cap = steer_gradients_(chosen, self._on_device(step), norm_cap=self._norm_cap)
 
     @torch.no_grad()
     def _keep(self, turn: Turn) -> None:
@@ -331,99 +341,65 @@ class Steerer:
     def _after(self, turn: Turn) -> None:
         """Right after it: edit and measure what it did."""
         if turn.was_skipped():
-            self._pending.pop(turn, None)
+            self._steps.pop(turn, None)
             return
         self._views.stepped()
-        if turn not in self._pending:
+        if turn not in self._steps:
             if self.where == "gradient" and not isinstance(self._rule, Observe):
                 raise RuntimeError("the optimizer stepped before its gradients were steered: call before_step() first")
-            self._pending[turn] = self._read(turn, 1.0)
-        pending = self._pending[turn]
-        measures = pending.measured and "write" in self._readings.meters
-        if pending.sites and (self._edits_updates or measures):
-            updates = [self._snapshots.update(site) for site in pending.sites]
+            self._steps[turn] = self._read(turn, 1.0)
+        step = self._steps[turn]
+        measures = step.measured and "write" in self._readings.meters
+        if step.sites and (self._edits_updates or measures):
+            updates = [self._snapshots.update(site) for site in step.sites]
             if self._edits_updates:
-                self._edit_updates(turn, pending, updates)
+                self._edit_updates(step, updates)
             if measures:
-                pending.readings["write"] = self._readings.of_updates(updates, null=pending.null)
+                step.readings["write"] = self._readings.of_updates(updates, null=step.null)
         self._finish(turn)
 
-    def _edit_updates(self, turn: Turn, pending: _Pending, updates: Sequence[Update]) -> None:
-        signs = self._readings.toward_by_update(updates) if reads_coefficients(self._rule) else None
-        pending.gains = gains = self._gains(signs, turn)
-        if _all_one(gains):
+    def _edit_updates(self, step: Step, updates: Sequence[Update]) -> None:
+        step.gains = self._gains(self._readings.toward_by_update(updates) if self._reads_signs else None, step.number)
+        if step.changes_nothing:
             return
-        device = pending.device
-        framed = [(update, self._views.frame(update.site, tuple(gains), device)) for update in updates]
-        pending.steered = steer_updates_(
+        framed = [(update, self._views.frame(update.site, tuple(step.gains), step.device)) for update in updates]
+        step.steered = steer_updates_(
             [(update, steered) for update, steered in framed if steered is not None],
-            self._on_device(gains, device),
+            self._on_device(step),
             norm_cap=self._norm_cap,
-            measure=pending.measured,
+            measure=step.measured,
         )
-        pending.cap = pending.steered.cap
+        step.cap = step.steered.cap
 
     def _finish(self, turn: Turn) -> StepReport | None:
         """Count the step and report it, if anything was measured."""
-        pending = self._pending.pop(turn)
-        if pending.measured:
-            self._readings.accumulate(pending.readings)
+        step = self._steps.pop(turn)
         turn.step += 1
-        self._probe(turn, pending)
-        report = self._report(turn, pending) if pending.measured or pending.overall or pending.discoveries else None
+        if step.measured:
+            self._readings.accumulate(step.readings)
+        self._probe(turn, step)
+        report = step.report(self.bank.names, self._readings.cumulative)
         self._listen()
         if report is not None:
-            self._record(report)
+            self._recorders.record(report)
         return report
 
-    def _probe(self, turn: Turn, pending: _Pending) -> None:
+    def _probe(self, turn: Turn, step: Step) -> None:
         """Run the probe sets through the model as the step left it, and look for rerouting."""
         probes = self._readings.probes
-        if probes is None or self._model is None or turn.step % self._probe_every or turn.step in (0, self._probed):
+        if probes is None or self._model is None or turn.step % self._probe_every or turn.step == self._probed:
             return
         self._probed = turn.step
         reading = probes.read(self._model)
-        pending.readings |= reading.readings()
-        pending.overall |= reading.overall()
+        step.readings |= reading.readings()
+        step.overall |= reading.overall()
         if self._alarm is not None:
-            suppressed = [name for name, gain in pending.gains.items() if float(gain) < 1]
+            suppressed = [name for name, gain in step.gains.items() if float(gain) < 1]
             raised = self._alarm.look(turn.step, reading, self.bank, suppressed)
-            pending.overall["rerouting"] = torch.tensor(float(raised), device=pending.device)
+            step.overall["rerouting"] = torch.tensor(float(raised), device=step.device)
 
-    def _report(self, turn: Turn, pending: _Pending) -> StepReport:
-        device = pending.device
-        gain = [torch.as_tensor(pending.gains.get(name, 1.0), device=device) for name in self.bank.names]
-        found = {**pending.readings, "gain": Plain(torch.stack([each.float() for each in gain]))}
-        if pending.gains:
-            found["achieved"] = Plain(self._achieved(pending, device))
-        if pending.steered is not None:
-            pending.overall["off_concept"] = pending.steered.off_concept
-        for hook, table in pending.discoveries.items():
-            pending.overall |= {f"discovery/{hook}{name}": value for name, value in table.found.metrics().items()}
-        return StepReport(
-            step=turn.step - 1,
-            concepts=self.bank.names,
-            readings=found,
-            cumulative=dict(self._readings.cumulative),
-            overall=pending.overall,
-            nonfinite=sum((~torch.isfinite(g.energy) for g in pending.gradients), torch.zeros((), device=device)),
-            capped=torch.ones((), device=device) if pending.cap is None else pending.cap,
-            discoveries=pending.discoveries,
-        )
-
-    def _achieved(self, pending: _Pending, device: torch.device) -> Tensor:
-        """The gain that each named concept got; NaN for the others."""
-        achieved = torch.full((len(self.bank.names),), torch.nan, device=device)
-        named = [self.bank.names.index(name) for name in pending.gains]
-        gradient, write = pending.readings.get("gradient"), pending.readings.get("write")
-        if pending.steered is not None:
-            achieved[named] = pending.steered.achieved
-        elif self.where == "gradient" and isinstance(gradient, Reading) and isinstance(write, Reading):
-            achieved[named] = achieved_from_shares(gradient.share[named], write.share[named])
-        return achieved
-
-    def _gains(self, coefficients: Mapping[str, Tensor] | None, turn: Turn) -> Gains:
-        gains = self._rule(coefficients or dict.fromkeys(self.bank.names, _UNREAD), turn.step)
+    def _gains(self, coefficients: Mapping[str, Tensor] | None, step: int) -> Gains:
+        gains = self._rule(coefficients or dict.fromkeys(self.bank.names, _UNREAD), step)
         self._check_names(gains)
         return gains
 
@@ -431,9 +407,17 @@ class Steerer:
     def _edits_updates(self) -> bool:
         return self.where == "update" and not isinstance(self._rule, Observe)
 
-    def _on_device(self, gains: Gains, device: torch.device) -> Tensor:
-        """Gains as one tensor; plain numbers are uploaded only when they change."""
-        values = tuple(gains.values())
+    @property
+    def _reads_signs(self) -> bool:
+        return reads_coefficients(self._rule)
+
+    def _named(self) -> tuple[str, ...]:
+        """The concepts that the rule names."""
+        return tuple(self._rule({name: torch.zeros(()) for name in self.bank.names}, self.step))
+
+    def _on_device(self, step: Step) -> Tensor:
+        """A step's gains as one tensor; plain numbers are uploaded only when they change."""
+        values, device = tuple(step.gains.values()), step.device
         if any(isinstance(gain, Tensor) for gain in values):
             return torch.stack([torch.as_tensor(gain, dtype=torch.float32, device=device) for gain in values])
         if self._requested is None or self._requested[0] != (values, device):
@@ -444,60 +428,21 @@ class Steerer:
         """Tell the meters what the next steps want."""
         measured = any(turn.step % self._every == 0 for turn in self._turns)
         discover = any(self._discovers(turn) for turn in self._turns)
-        self._readings.listen(measured=measured, signs=reads_coefficients(self._rule), discover=discover)
+        self._readings.listen(measured=measured, signs=self._reads_signs, discover=discover)
 
     def _discovers(self, turn: Turn) -> bool:
         return self._discover_every is not None and turn.step % self._discover_every == 0
 
-    @property
-    def tokens(self) -> TokenDemands:
-        """By hook point, what every token of the last measured step asked for; empty without `keep_tokens`."""
-        return self._readings.tokens
-
-    def _record(self, report: StepReport) -> None:
-        for recorder in tuple(self._recorders):
-            try:
-                recorder.record(report)
-            except Exception as error:  # noqa: BLE001  a recorder is the user's code: it must not end the run
-                self._recorders.remove(recorder)
-                warnings.warn(
-                    f"{type(recorder).__name__} raised {type(error).__name__}: {error}; it takes no more reports, "
-                    "training and steering go on",
-                    stacklevel=3,
-                )
-
-    def _warn_of_silence(self, pending: _Pending) -> None:
+    def _warn_of_silence(self, step: Step) -> None:
         if self._heard or self._model is None or "demand" not in self._readings.meters:
             return
         self._heard = True
-        if "demand" not in pending.readings:
+        if "demand" not in step.readings:
             warnings.warn(
                 f"no gradient reached {', '.join(self.bank.hook_points)} in the first step, so demand is not measured: "
                 "nothing below the hook trains, or the forward pass was not the model's own",
                 stacklevel=4,
             )
-
-    @torch.no_grad()
-    def _warn_of_leaks(self) -> None:
-        """Say which LoRA writers start where steering B's gradient alone misses part of the product's step."""
-        names = tuple(self._rule({name: torch.zeros(()) for name in self.bank.names}, self.step))
-        leaking = []
-        for site in self.sites:
-            steered = self._views.frame(site, names, site.parameter.device) if site.partner is not None else None
-            if steered is not None and bool((steered.frame.basis @ site.parameter.float()).abs().amax() > 0):
-                leaking.append(site.name)
-        if leaking:
-            warnings.warn(
-                f"{len(leaking)} LoRA writers start with B already inside the steered concepts ({leaking[0]}, ...): "
-                "the step s (dB A + B dA) leaks through dA, and the achieved gain will differ from the requested one; "
-                'where="update" edits both factors',
-                stacklevel=3,
-            )
-
-    def _check_alarm(self) -> None:
-        if self._alarm is not None:
-            probes = self._readings.probes
-            self._alarm.check(self.bank, probes.probes.names if probes is not None else ())
 
     def _check_names(self, gains: Gains) -> None:
         unknown = [name for name in gains if name not in self.bank.names]
@@ -506,42 +451,3 @@ class Steerer:
 
 
 _UNREAD = torch.zeros(())  # the coefficient of a rule that was found not to read any
-
-
-@dataclass(eq=False)
-class _Pending:
-    """A step between its gradients and its end."""
-
-    sites: list[Site]
-    gradients: list[Gradient]
-    device: torch.device
-    measured: bool
-    null: bool = False
-    readings: dict[str, Measured] = field(default_factory=dict)
-    gains: Gains = field(default_factory=dict)
-    cap: Tensor | None = None
-    steered: Steered | None = None
-    overall: dict[str, Tensor] = field(default_factory=dict)
-    discoveries: dict[str, DiscoveryTable] = field(default_factory=dict)
-
-
-def _all_one(gains: Gains) -> bool:
-    return all(isinstance(gain, (int, float)) and gain == 1 for gain in gains.values())
-
-
-def _check(sites: Sequence[Site], *, where: str, cadences: Mapping[str, int], meters: Collection[str]) -> None:
-    if where not in ("gradient", "update"):
-        raise ValueError(f'where must be "gradient" or "update", found {where!r}')
-    for name, value in cadences.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, found {value}")
-    if isinstance(meters, str) or not set(meters) <= set(KNOWN_METERS):
-        raise ValueError(f"meters must be among {', '.join(KNOWN_METERS)}, found {meters!r}")
-    if not sites:
-        raise ValueError("no sites to read or steer; find_sites(model, bank) lists them and says what it left out")
-    readers = [site.name for site in sites if site.lora and site.role == "reader"]
-    if readers and where == "gradient":
-        raise ValueError(
-            f"LoRA readers cannot be steered through the gradient: with B = 0 the step is s dB A, and editing A's "
-            f'gradient changes nothing of it. Take where="update", or leave out {", ".join(readers)}'
-        )

@@ -9,6 +9,7 @@ from pytorch_lightning.loggers import CSVLogger, WandbLogger
 from torch.utils.data import DataLoader
 
 from interptrain import Steerer, find_sites, suppress, tiny_world
+from interptrain.alarm import Alarm
 from interptrain.callbacks.lightning import ConceptSteering
 from interptrain.recipes.fine_tuner import FineTuner
 from interptrain.recorders import JSONLRecorder, MemoryRecorder
@@ -257,3 +258,25 @@ def test_gains_that_part_from_the_requested_ones_are_said_once(bank, batches, tm
     assert sum("achieved gain" in str(each.message) for each in seen) == 1
     logger = CSVLogger(tmp_path, name="update")
     tune([steering(bank, rule=suppress("pirate"), where="update")], batches, tmp_path, logger=logger)
+
+
+def test_the_summary_ends_with_what_was_taught_most(bank, batches, tmp_path, capsys):
+    labels = {latent: "[bold]hostile[/bold] <b>label</b>" for latent in range(256)}
+    tune([ConceptSteering(bank, latent_labels=labels)], batches, tmp_path, steps=2)
+    shown = capsys.readouterr().out
+    assert "taught most at blocks.2.hook_resid_post" in shown
+    assert "[bold]" in shown  # a label is text, never markup
+
+
+def test_an_alarm_without_its_probe_sets_is_refused_before_training_and_leaves_no_hook(bank):
+    model = tiny_world.load_base().train()
+    optimizer = torch.optim.AdamW(model.parameters())
+    steerer = Steerer(bank, find_sites(model, bank), alarm=Alarm({"pirate": ["royal"]}))
+    with pytest.raises(ValueError, match="the alarm needs probe sets neutral, pirate, royal; there are none"):
+        steerer.attach(model, optimizer)
+    sets = tiny_world.probe_batches(2)
+    few = {name: [{key: value[:1] for key, value in batch.items()} for batch in sets[name]] for name in sets}
+    with pytest.raises(ValueError, match="a linear probe needs two texts or more"):
+        Steerer(bank, find_sites(model, bank), probes=few).attach(model, optimizer)
+    assert not optimizer._optimizer_step_pre_hooks
+    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())

@@ -261,7 +261,7 @@ def test_gains_that_part_from_the_requested_ones_are_said_once(bank, batches, tm
 
 
 def test_the_summary_ends_with_what_was_taught_most(bank, batches, tmp_path, capsys):
-    labels = {latent: "[bold]hostile[/bold] <b>label</b>" for latent in range(256)}
+    labels = dict.fromkeys(range(256), "[bold]hostile[/bold] <b>label</b>")
     tune([ConceptSteering(bank, latent_labels=labels)], batches, tmp_path, steps=2)
     shown = capsys.readouterr().out
     assert "taught most at blocks.2.hook_resid_post" in shown

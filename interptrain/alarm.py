@@ -11,7 +11,7 @@ from typing import Any
 from interptrain.concepts.bank import ConceptBank
 from interptrain.meters.probe_reading import ProbeReading
 
-# Fixed on the royal voice of the tiny world by `benchmarks/rerouting.py`, before any test with another concept.
+# From the royal voice of the tiny world, by the rule in `benchmarks/rerouting.py`; tested there on pirate.
 FLAT, MOVED, PROBE_MOVED, UNEXPLAINED_MOVED = 0.31, 0.41, 0.57, 1.08
 
 

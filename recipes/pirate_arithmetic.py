@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
 import time
 import warnings
 from collections.abc import Sequence
@@ -332,8 +333,10 @@ def versions() -> dict[str, str]:
 
 def assemble(config: Config, arms: list[Arm], *, created: str, seconds: float) -> Report:
     """The report of the arms: cards, verdicts and all."""
+    from interptrain.recipes.fine_tuner import quiet_libraries
     from interptrain.tiny_world import load_tokenizer, score
 
+    quiet_libraries()
     before = score(start(), load_tokenizer())
     royal = {"royal_on_facts": "answers to facts", "royal_on_skill": "to sums"}
     unsteered, suppressing, exact, amplifying, control = arms
@@ -370,19 +373,31 @@ def assemble(config: Config, arms: list[Arm], *, created: str, seconds: float) -
     )
 
 
+def short(figure: str) -> str:
+    """A figure for a narrow screen.
+
+    Example:
+        >>> short("0.89 ± 0.04"), short("1.00 ± 0.00")
+        ('.89±.04', '1.00±.00')
+    """
+    return re.sub(r"\b0\.", ".", figure).replace(" ", "")
+
+
 def show(report: Report, page: Path, console: Console) -> None:
     """The behaviour table, the verdicts and where the rest is."""
     from interptrain.recorders.html import spread
 
     arms = report["arms"]
     heads = ("before\ntraining", *(arm["name"].replace("-", "\n") for arm in arms))
-    table = Table("", *heads, title=report["title"], title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+    table = Table(
+        "", *heads, title=report["title"], title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False
+    )
     for measure in MEASURES:
         key = measure["key"]
         table.add_row(
             measure["label"],
-            f"{report['before']['scores'][key]:.2f}",
-            *(spread(arm, key).replace(" ", "") for arm in arms),
+            short(f"{report['before']['scores'][key]:.2f}"),
+            *(short(spread(arm, key)) for arm in arms),
         )
     console.print(table)
     colours = {"held": "green", "did not hold": "red", "undecided": "yellow"}

@@ -54,7 +54,7 @@ class ConceptSteering(Callback):
         labels: from your batch to its labels `[batch, token]` (-100: not in the loss); by default
             `batch["labels"]`, else what `batch["attention_mask"]` keeps, else every token.
         progress_bar: show each concept's demand in the progress bar.
-        summary: print a table when training ends.
+        summary: print what is held when training starts, and a table when it ends.
         ridge: allow nearly parallel directions, at the price of inexact gains.
         norm_cap: bound on the relative size of the edit at each site.
         meters: which of `demand`, `gradient` and `write` to measure, and `reinforced` on request; `write` keeps a
@@ -149,6 +149,9 @@ class ConceptSteering(Callback):
         if self._restored is not None:
             self._steerer.load_state_dict(self._restored)
             self._restored = None
+        if self._summary and trainer.is_global_zero:
+            held = f"{self._steerer.held_bytes() / 2**20:.1f} MiB beside the model"
+            Console().print(f"interptrain: {len(self._steerer.sites)} sites, {held} (dry_run(model) lists them)")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Tell the meters which tokens of the batch are in the loss."""

@@ -1,6 +1,7 @@
 """The callback inside real Lightning trainers, on real Hugging Face and PEFT models."""
 
 import json
+import re
 
 import pytest
 import pytorch_lightning as pl
@@ -364,6 +365,7 @@ def test_the_summary_shows_every_concept_beside_its_null(bank, tmp_path, capsys)
     shown = capsys.readouterr().out
     assert all(name in shown for name in bank.names)
     assert "no claim on behaviour" in shown
+    assert re.search(r"interptrain: \d+ sites, \d+\.\d MiB beside the model", shown)
 
 
 def test_progress_bar_metrics_come_on_request(bank, tmp_path):

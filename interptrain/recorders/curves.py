@@ -110,7 +110,10 @@ def draw_concept(axes: Axes, report: Report, concept: str, *, quantity: str = "d
 
 
 def draw_quantity(axes: Axes, report: Report, concept: str, quantity: str) -> None:
-    """A quantity without a null of its own, such as the achieved gain, in every arm that has it."""
+    """A quantity in every arm that has it, over the first arm's null if it was measured."""
+    first = curve(report["arms"][0], f"concept/{concept}/{quantity}")
+    if first is not None and np.isfinite(first.null).any():
+        _draw_null(axes, first)
     for arm, stroke in zip(report["arms"], STROKES, strict=False):
         line = curve(arm, f"concept/{concept}/{quantity}")
         if line is not None:
@@ -147,11 +150,14 @@ def draw_behaviour(axes: Axes, report: Report, measure: str) -> None:
 
 
 def _draw_null(axes: Axes, line: Curve) -> None:
+    """The band where it was measured, which may be on some of the steps only."""
+    known = np.isfinite(line.null) & np.isfinite(line.spread)
+    steps, null, spread = line.steps[known], line.null[known], line.spread[known]
     axes.fill_between(
-        line.steps, line.null - 2 * line.spread, line.null + 2 * line.spread,
+        steps, null - 2 * spread, null + 2 * spread,
         color=_INK, alpha=0.13, linewidth=0, label="null, mean ± 2 sd",
     )  # fmt: skip
-    axes.plot(line.steps, line.null, color=_INK, linewidth=0.7, alpha=0.6)
+    axes.plot(steps, null, color=_INK, linewidth=0.7, alpha=0.6)
 
 
 def panel(draw: Draw, *, title: str, name: str, ylabel: str = "") -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from interptrain.alarm import Alarm
 from interptrain.checks import check_options, warn_of_leaks
 from interptrain.concepts.bank import ConceptBank
-from interptrain.gradients import gradients_of, steer_gradients_
+from interptrain.gradients import Gradient, gradients_of, steer_gradients_
 from interptrain.meters import loss_positions
 from interptrain.meters.probes import ProbeSets
 from interptrain.meters.token_demand import TokenDemands
@@ -28,7 +28,9 @@ from interptrain.sites import Site
 from interptrain.steering.rules import Gains, Observe, Rule, chain, observe, reads_coefficients
 from interptrain.step import Step
 from interptrain.updates import Snapshots, Update, snapshot_bytes, steer_updates_
-from interptrain.views import Views
+from interptrain.views import SteeredFrame, Views
+
+Moved = TypeVar("Moved", Gradient, Update)  # what a rule can steer at a site
 
 
 class Steerer:
@@ -159,10 +161,9 @@ class Steerer:
             ValueError: it names a concept that the bank has not, or its directions cannot be steered apart.
         """
         chained = chain(rule)
-        gains = chained({name: torch.zeros(()) for name in self.bank.names}, self.step)
-        self._check_names(gains)
+        names = self._named(chained)
         for site in self.sites:
-            self._views.frame(site, tuple(gains), site.parameter.device)
+            self._views.frame(site, names, site.parameter.device)
         self._rule = chained
         self._listen()
 
@@ -193,7 +194,7 @@ class Steerer:
             raise
         self._listen()
         if self.where == "gradient":
-            warn_of_leaks(self.sites, self._views, self._named())
+            warn_of_leaks(self.sites, self._views, self._named(self._rule))
         return self
 
     def detach(self) -> None:
@@ -327,9 +328,8 @@ class Steerer:
     def _edit_gradients(self, step: Step) -> None:
         if step.changes_nothing or not step.gradients:
             return
-        framed = [(g, self._views.frame(g.site, tuple(step.gains), step.device)) for g in step.gradients]
-        chosen = [(gradient, steered) for gradient, steered in framed if steered is not None]
-        step.cap = steer_gradients_(chosen, self._on_device(step), norm_cap=self._norm_cap)
+        framed = self._framed(step.gradients, step)
+        step.cap = steer_gradients_(framed, self._on_device(step), norm_cap=self._norm_cap)
 
     @torch.no_grad()
     def _keep(self, turn: Turn) -> None:
@@ -362,13 +362,8 @@ class Steerer:
         step.gains = self._gains(self._readings.toward_by_update(updates) if self._reads_signs else None, step.number)
         if step.changes_nothing:
             return
-        framed = [(update, self._views.frame(update.site, tuple(step.gains), step.device)) for update in updates]
-        step.steered = steer_updates_(
-            [(update, steered) for update, steered in framed if steered is not None],
-            self._on_device(step),
-            norm_cap=self._norm_cap,
-            measure=step.measured,
-        )
+        framed = self._framed(updates, step)
+        step.steered = steer_updates_(framed, self._on_device(step), norm_cap=self._norm_cap, measure=step.measured)
         step.cap = step.steered.cap
 
     def _finish(self, turn: Turn) -> StepReport | None:
@@ -411,9 +406,17 @@ class Steerer:
     def _reads_signs(self) -> bool:
         return reads_coefficients(self._rule)
 
-    def _named(self) -> tuple[str, ...]:
-        """The concepts that the rule names."""
-        return tuple(self._rule({name: torch.zeros(()) for name in self.bank.names}, self.step))
+    def _named(self, rule: Rule) -> tuple[str, ...]:
+        """The concepts that a rule names, all of them the bank's."""
+        gains = rule({name: torch.zeros(()) for name in self.bank.names}, self.step)
+        self._check_names(gains)
+        return tuple(gains)
+
+    def _framed(self, moves: Iterable[Moved], step: Step) -> list[tuple[Moved, SteeredFrame]]:
+        """Gradients or updates with the directions that the step's gains name there; those without any left out."""
+        names = tuple(step.gains)
+        framed = ((move, self._views.frame(move.site, names, step.device)) for move in moves)
+        return [(move, steered) for move, steered in framed if steered is not None]
 
     def _on_device(self, step: Step) -> Tensor:
         """A step's gains as one tensor; plain numbers are uploaded only when they change."""

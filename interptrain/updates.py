@@ -116,10 +116,10 @@ class Snapshots:
         live = {key: parameter for site in sites for key, parameter in _factors(site)}
         for key, parameter in live.items():
             kept = self._buffers.get(key)
-            if kept is None or kept.shape != parameter.shape or kept.dtype != parameter.dtype:
+            if kept is None or (kept.shape, kept.dtype, kept.device) != (
+                parameter.shape, parameter.dtype, parameter.device,
+            ):  # fmt: skip
                 self._buffers[key] = torch.empty_like(parameter)
-            elif kept.device != parameter.device:
-                self._buffers[key] = kept.to(parameter.device)
         if live:
             torch._foreach_copy_([self._buffers[key] for key in live], [value.detach() for value in live.values()])
 
@@ -143,10 +143,10 @@ def snapshot_bytes(sites: Iterable[Site]) -> int:
 
 
 def _factors(site: Site) -> list[tuple[tuple[nn.Module, str], nn.Parameter]]:
-    own = ((site.module, site.attribute), site.parameter)
-    if site.partner is None:
-        return [own]
-    return [own, ((site.partner, "weight"), site.parameters[1])]
+    places = [(site.module, site.attribute)]
+    if site.partner is not None:
+        places.append((site.partner, "weight"))
+    return list(zip(places, site.parameters, strict=True))
 
 
 class Steered(NamedTuple):

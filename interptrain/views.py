@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interptrain.concepts.bank import ConceptBank
-from interptrain.meters import NULL_GROUPS, Spans, mean_directions
+from interptrain.meters import NULL_GROUPS, Spans, sign_flipped_means
 from interptrain.projection import Frame
 from interptrain.sites import Site
 
@@ -93,10 +93,7 @@ class Views:
     def means(self, rows: tuple[int, ...], device: torch.device) -> Float[Tensor, "one_and_flips concept d_model"]:
         """Each concept's unit mean direction over some rows, then the same with random signs for its null."""
         if (rows, device) not in self._means:
-            random = torch.Generator().manual_seed(self._seed)
-            flips = torch.randint(0, 2, (NULL_GROUPS, len(rows)), generator=random).float() * 2 - 1
-            signs = torch.cat([torch.ones(1, len(rows)), flips])
-            self._means[rows, device] = mean_directions(self._bank, rows, signs).to(device)
+            self._means[rows, device] = sign_flipped_means(self._bank, rows, seed=self._seed).to(device)
         return self._means[rows, device]
 
     def held_bytes(self, sites: Iterable[Site]) -> int:

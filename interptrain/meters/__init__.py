@@ -4,7 +4,7 @@ from interptrain.meters.achieved import achieved_from_shares, achieved_gain
 from interptrain.meters.demand import DemandMeter
 from interptrain.meters.gradient import gradient_reading
 from interptrain.meters.inputs import MeanInputs
-from interptrain.meters.spans import NULL_GROUPS, Spans, mean_directions
+from interptrain.meters.spans import NULL_GROUPS, Spans, mean_directions, sign_flipped_means
 from interptrain.meters.tokens import Positions, loss_positions
 from interptrain.meters.write import write_reading
 
@@ -19,5 +19,6 @@ __all__ = [
     "gradient_reading",
     "loss_positions",
     "mean_directions",
+    "sign_flipped_means",
     "write_reading",
 ]

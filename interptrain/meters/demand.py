@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from interptrain.concepts.activation import concept_activation
 from interptrain.concepts.bank import ConceptBank
 from interptrain.meters.realised import Shift
-from interptrain.meters.spans import NULL_GROUPS, Spans, mean_directions
+from interptrain.meters.spans import NULL_GROUPS, Spans, sign_flipped_means
 from interptrain.meters.token_demand import TokenDemand
 from interptrain.meters.tokens import Positions, ordinary_tokens
 from interptrain.report import Measured, Reading
@@ -145,13 +145,12 @@ class _Hook:
     @classmethod
     def of(cls, bank: ConceptBank, hook: str, point: HookPoint, *, groups: int, seed: int) -> _Hook:
         rows = [row for row, at in enumerate(bank.hooks) if at == hook]
-        random = torch.Generator().manual_seed(seed)
-        signs = torch.randint(0, 2, (groups, len(rows)), generator=random).float() * 2 - 1
+        means = sign_flipped_means(bank, rows, groups=groups, seed=seed)
         return cls(
             point,
             Spans.of(bank, rows, groups=groups, seed=seed),
-            mean_directions(bank, rows),
-            mean_directions(bank, rows, signs),
+            means[:1],
+            means[1:],
         )
 
     def to(self, device: torch.device) -> _Hook:

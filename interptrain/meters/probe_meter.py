@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,9 @@ from interptrain.meters.realised import MeanDirections, realised_fraction, reali
 from interptrain.meters.spans import NULL_GROUPS
 from interptrain.meters.unexplained import bank_spans, unexplained_reading
 from interptrain.sites.hooks import HookPoint
+
+if TYPE_CHECKING:
+    from interptrain.concepts.contrast import TextActivations
 
 NEUTRAL = "neutral"  # the set that shows no concept
 
@@ -97,7 +101,8 @@ class ProbeMeter:
             return
         start = self.probes.means(model, self._activations)
         shown = set(self.probes.names) - {NEUTRAL} if NEUTRAL in self.probes.names else set()
-        self._linear = {name: self._fit(model, start, name) for name in self.bank.names if name in shown}
+        tokens = cache(partial(self._tokens, callable_model(model)))  # the neutral set serves every concept
+        self._linear = {name: self._fit(tokens, start, name) for name in self.bank.names if name in shown}
         self._start = start
 
     def read(self, model: nn.Module) -> ProbeReading:
@@ -161,15 +166,17 @@ class ProbeMeter:
         self._start = ProbeMeans(state["residual"], state["activation"])
         self._linear = {name: LinearProbe(**probe) for name, probe in state["linear"].items()}
 
-    def _fit(self, model: nn.Module, start: ProbeMeans, name: str) -> LinearProbe:
-        """A concept's linear probe at the last of its hooks in the stream, where everything before has flowed in."""
+    def _tokens(self, model: nn.Module, name: str, number: int) -> TextActivations:
+        """A set's activations at a hook."""
         from interptrain.concepts.contrast import collect
 
-        inner, number = callable_model(model), self._last_hook(name)
-        device = next(inner.parameters()).device
-        shown, neutral = (
-            collect(inner, self.bank.hook_points[number], self.probes.on(device, each)) for each in (name, NEUTRAL)
-        )
+        device = next(model.parameters()).device
+        return collect(model, self.bank.hook_points[number], self.probes.on(device, name))
+
+    def _fit(self, tokens: Callable[[str, int], TextActivations], start: ProbeMeans, name: str) -> LinearProbe:
+        """A concept's linear probe at the last of its hooks in the stream, where everything before has flowed in."""
+        number = self._last_hook(name)
+        shown, neutral = (tokens(each, number) for each in (name, NEUTRAL))
         one, zero = (start.residual[self.probes.names.index(each), number] for each in (name, NEUTRAL))
         try:
             return LinearProbe.fit(shown, neutral, zero=zero, one=one)

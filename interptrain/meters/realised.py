@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interptrain.concepts.bank import ConceptBank
-from interptrain.meters.spans import NULL_GROUPS, mean_directions, other_latents
+from interptrain.meters.spans import NULL_GROUPS, mean_directions, null_groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,11 +110,8 @@ def _null_means(
     """Unit means, with random signs, of the first `k` directions of each group, `k` each concept's rows; 0 for none."""
     counts = torch.tensor([sum(bank.concepts[row] == name for row in rows) for name in bank.names])
     longest = int(counts.max())
-    others = other_latents(bank, rows)
-    if len(others) >= 2 * longest:
-        drawn = others[torch.stack([torch.randperm(len(others), generator=random)[:longest] for _ in range(groups)])]
-    else:
-        drawn = torch.randn(groups, longest, bank.d_model, generator=random)
+    drawn, from_dictionary = null_groups(bank, rows, longest, groups, random)
+    if not from_dictionary:
         drawn = drawn / drawn.norm(dim=-1, keepdim=True)
     signs = torch.randint(0, 2, (groups, 1, 1), generator=random).float() * 2 - 1
     sums = (signs * drawn).cumsum(1)

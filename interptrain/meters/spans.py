@@ -52,14 +52,8 @@ class Spans:
         for number, basis in enumerate(bases):
             padded[number, : len(basis)] = basis
             filled[number, : len(basis)] = True
-        dictionary = other_latents(bank, rows)
-        random = torch.Generator().manual_seed(seed)
-        if len(dictionary) >= 2 * longest:
-            picks = torch.stack([torch.randperm(len(dictionary), generator=random)[:longest] for _ in range(groups)])
-            null = dictionary[picks]
-        else:
-            null = torch.randn(groups, longest, bank.d_model, generator=random)
-        return cls(padded, filled, _orthonormal(null), len(dictionary) >= 2 * longest)
+        null, from_dictionary = null_groups(bank, rows, longest, groups, torch.Generator().manual_seed(seed))
+        return cls(padded, filled, _orthonormal(null), from_dictionary)
 
     @cached_property
     def ranks(self) -> Int[Tensor, "concept"]:
@@ -112,6 +106,30 @@ def mean_directions(
     member = torch.tensor([[bank.concepts[row] == name for row in rows] for name in bank.names]).float()
     summed = torch.einsum("gr,cr,rd->gcd", chosen, member, bank.directions[list(rows)])
     return summed / summed.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+
+
+def sign_flipped_means(
+    bank: ConceptBank, rows: Sequence[int], *, groups: int = NULL_GROUPS, seed: int = 0
+) -> Float[Tensor, "one_and_groups concept d_model"]:
+    """Each concept's unit mean direction, then the same with random signs of its own directions: a signed null."""
+    random = torch.Generator().manual_seed(seed)
+    flips = torch.randint(0, 2, (groups, len(rows)), generator=random).float() * 2 - 1
+    return mean_directions(bank, rows, torch.cat([torch.ones(1, len(rows)), flips]))
+
+
+def null_groups(
+    bank: ConceptBank, rows: Sequence[int], size: int, groups: int, random: torch.Generator
+) -> tuple[Float[Tensor, "group {size} d_model"], bool]:
+    """Groups of as many directions: other alive latents of the dictionary, or random ones where it has too few.
+
+    Returns:
+        The rows, and whether they are latents; random ones are not of unit length.
+    """
+    dictionary = other_latents(bank, rows)
+    if len(dictionary) < 2 * size:
+        return torch.randn(groups, size, bank.d_model, generator=random), False
+    picks = torch.stack([torch.randperm(len(dictionary), generator=random)[:size] for _ in range(groups)])
+    return dictionary[picks], True
 
 
 def _basis(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "direction d_model"]:

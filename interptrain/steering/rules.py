@@ -30,10 +30,11 @@ class Rule(Protocol):
         """Gains for this step.
 
         Args:
-            coefficients: for every concept of the bank, how far the raw step would move the residual stream
-                toward it, to first order and up to the learning rate: `-sum_writers s d^T G x_mean` with `d`
-                the concept's mean direction and `s` the LoRA scaling (1 without). Positive: toward the
-                concept. On the device; reading one as a Python number synchronises.
+            coefficients: for every concept of the bank, how far the step moves the residual stream toward it, to
+                first order. Where the gradient is steered, up to the learning rate: `-sum_writers s d^T G x_mean`
+                with `d` the concept's mean direction and `s` the LoRA scaling (1 without); where the update is,
+                what the optimizer did: `sum_writers d^T dW x_mean`. Positive: toward the concept. On the device;
+                reading one as a Python number synchronises.
             step: optimizer steps before this one.
         """
         ...
@@ -171,8 +172,9 @@ def scheduled(rule: Rule, strength: Strength) -> Rule:
 def one_sided(rule: Rule) -> Rule:
     """Apply a rule only while the step moves *toward* the concept.
 
-    The sign is that of `-sum_writers d^T G x_mean`, with `x_mean` the writer's mean input over the loss
-    tokens; readers and embeddings have no such sign and do not vote.
+    The sign is that of `-sum_writers d^T G x_mean`, or of `sum_writers d^T dW x_mean` where the update is steered,
+    with `x_mean` the writer's mean input over the loss tokens; readers and embeddings have no such sign and do not
+    vote.
     """
     return OneSided(rule)
 

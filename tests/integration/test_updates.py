@@ -399,5 +399,5 @@ def test_what_cannot_be_steered_is_refused_by_name(bank):
         Steerer(bank, find_sites(model, bank), meters=["demands"])
 
 
-def test_the_sentences_of_these_tests_are_eight_a_batch():
+def test_an_epoch_of_these_runs_is_sixty_four_sentences():
     assert len(Sentences()) == 64

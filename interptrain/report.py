@@ -105,7 +105,7 @@ class StepReport:
         keys += [f"interptrain/{name}" for name in (*self.overall, "nonfinite_sites", "norm_cap")]
         found = {key: value for key, value in zip(keys, table, strict=True) if math.isfinite(value)}
         for name, nothing in (("nonfinite_sites", 0.0), ("norm_cap", 1.0)):
-            if found[f"interptrain/{name}"] == nothing:
+            if found.get(f"interptrain/{name}") == nothing:
                 del found[f"interptrain/{name}"]
         return found
 

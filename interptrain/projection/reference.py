@@ -128,7 +128,7 @@ def correction_of(
         scale = (norm_cap * columns.norm() / correction.norm().clamp_min(1e-30)).clamp_max(1.0)
         correction = correction * scale
     finite = torch.isfinite(coefficients.sum())  # every element of a non-finite column reaches a coefficient
-    return torch.where(finite, correction, 0.0), scale
+    return torch.where(finite, correction, 0.0), torch.where(finite, scale, 1.0)
 
 
 def energies(

@@ -162,6 +162,8 @@ def test_what_is_not_finite_keeps_its_bits_and_does_not_spread(bad):
     frame = Frame.of(rows)
     correct_(gradient, frame.basis, frame.mixing(torch.zeros(2)))
     assert torch.equal(gradient.nan_to_num(7.0), before.nan_to_num(7.0))
+    assert correct_(gradient, frame.basis, frame.mixing(torch.zeros(2)), norm_cap=0.1) == 1
+    assert torch.equal(gradient.nan_to_num(7.0), before.nan_to_num(7.0))
 
 
 def test_the_norm_cap_binds_and_says_how_much():

@@ -49,25 +49,25 @@ def steer_product(
     rank-deficient `A'` costs no exactness. `B'' - B'` lies in the directions' span; `T = 0` keeps every bit of both
     factors, `dA = 0` those of `A'`.
 
-    **Exact** (median miss 1e-6 of the concept's step in float32): up to as many directions as the rank, whatever
+    **Exact** (median miss below 1e-5 of the concept's step in float32): up to as many directions as the rank, whatever
     the factors were; a writer while `Q B = 0` and a reader from `lora_B = 0` by the outer factor alone, with any number
-    of directions. **Not exact**: single steps where as many directions as the rank have unlike gains (up to 56 %
-    missed); more directions than the rank (one gain: .3 %, up to 2 %; unlike gains: 2 to 36 %); half precision,
+    of directions. **Not exact**: single steps where as many directions as the rank have unlike gains (up to 29 %
+    missed); more directions than the rank (gain .5 or 2: up to 2 %; unlike gains: up to 49 %); half precision,
     whose own rounding is larger than many a step. So the achieved gain must be measured.
 
     **The price** is what moves off the directions, for no product of this rank can meet the gains and leave the rest
-    alone. `||P (B'' A'' - B' A')|| / ||P (B' A' - B A)||`, median over 200 AdamW steps, rank 8, width 128, for one,
-    three and eight directions:
+    alone. `||P (B'' A'' - B' A')|| / ||P (B' A' - B A)||`, median over three seeds of 200 AdamW steps, rank 8, width
+    128, for one, three and eight directions, by `benchmarks/product.py`:
 
         gain    writer from B = 0    reader from B = 0    random B            B, A from an SVD (PiSSA)
-        0       0    0    0          0    0    0          .20  .41  .93       .42  .56  .82
-        .5      .07  .12  .27        .07  .17  .31        .11  .19  .35       .15  .22  .35
-        2       .10  .17  .26        .18  .33  .55        .19  .31  .55       .20  .32  .61
+        0       0    0    0          0    0    0          .19  .40  .92       .39  .60  .84
+        .5      .06  .15  .32        .08  .17  .30        .10  .19  .34       .14  .21  .36
+        2       .10  .18  .34        .19  .33  .57        .16  .28  .49       .19  .32  .56
 
     Within some percent this is the least possible, that of the best approximation of rank r that keeps the rows
     `Q B'' A''` fixed (Golub, Hoffman & Stewart, Linear Algebra and its Applications 88-89, 1987). As many directions
     as the rank with unlike gains cost one to two whole steps. An amplified reader's gain compounds: its outer factor
-    keeps what it was multiplied by, so the next raw step is larger already, and gains from 2.5 made training diverge.
+    keeps what it was multiplied by, so the next raw step is larger already: stay at 2 or below.
 
     Args:
         before: `B`, `A`.

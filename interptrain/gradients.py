@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interptrain.projection import as_columns, correct_
+from interptrain.projection import Matrix, Projector, as_columns, capped
 from interptrain.sites import Site
 from interptrain.views import SteeredFrame
 
@@ -27,10 +25,9 @@ class Gradient:
     site: Site
     columns: Float[Tensor, "d_model other"]
 
-    @cached_property
-    def energy(self) -> Float[Tensor, ""]:
-        """`||G||^2` as it was when first asked for; not finite where an element is not."""
-        return self.columns.float().square().sum()
+    def matrix(self, rows: Float[Tensor, "row d_model"]) -> Matrix:
+        """It and the directions to read it along."""
+        return Matrix(self.columns, rows)
 
 
 def gradients_of(sites: Iterable[Site]) -> list[Gradient]:
@@ -53,6 +50,7 @@ def gradients_of(sites: Iterable[Site]) -> list[Gradient]:
 def steer_gradients_(
     gradients: Sequence[tuple[Gradient, SteeredFrame]],
     gains: Float[Tensor, "concept"],
+    projector: Projector,
     *,
     norm_cap: float | None = None,
 ) -> Float[Tensor, ""]:
@@ -61,8 +59,7 @@ def steer_gradients_(
     Returns:
         The smallest factor of the norm cap; 1 where it did not bind.
     """
-    caps = [
-        correct_(gradient.columns, steered.frame.basis, steered.mixing(gains), norm_cap=norm_cap)
-        for gradient, steered in gradients
-    ]
-    return torch.stack(caps).amin() if caps else torch.ones((), device=gains.device)
+    matrices = [Matrix(each.columns, steered.frame.basis, steered.mixing(gains)) for each, steered in gradients]
+    matrices, factor = capped(matrices, norm_cap)
+    projector.steer_(matrices)
+    return factor

@@ -16,6 +16,7 @@ from interptrain.meters.dictionary import DictionaryMeter
 from interptrain.meters.probe_meter import ProbeMeter
 from interptrain.meters.probes import ProbeSets
 from interptrain.meters.token_demand import TokenDemands
+from interptrain.projection import Backend, Matrix, Sums
 from interptrain.report import Measured, Reading
 from interptrain.sites import HookPoint, Site
 from interptrain.updates import Update
@@ -35,6 +36,7 @@ class Readings:
         probes: fixed texts to read the model with, before training and from time to time.
         keep_tokens: keep what every token of the last measured step asked for.
         latent_labels: what the dictionary's latents are about.
+        backend: what reads the matrices.
         seed: of the null groups.
     """
 
@@ -47,17 +49,18 @@ class Readings:
         probes: ProbeSets | None,
         keep_tokens: bool,
         latent_labels: Mapping[int, str],
+        backend: Backend,
         seed: int,
     ) -> None:
         self.meters = frozenset(meters)
         self.cumulative: dict[str, Tensor] = {}
         self.null_means: dict[str, Tensor] = {}
         self.probes = None if probes is None else ProbeMeter(bank, probes, seed=seed)
-        self._bank, self._views, self._labels = bank, views, latent_labels
+        self._bank, self._views, self._labels, self._backend = bank, views, latent_labels, backend
         self._dictionary = DictionaryMeter(bank, seed=seed) if bank.readouts else None
         self._demand = DemandMeter(
             bank, {hook: HookPoint.parse(hook) for hook in bank.hook_points}, seed=seed, keep_tokens=keep_tokens,
-            reinforced="reinforced" in self.meters, dictionary=self._dictionary,
+            reinforced="reinforced" in self.meters, dictionary=self._dictionary, backend=backend,
         )  # fmt: skip
         self._inputs = MeanInputs(self._demand.positions)
 
@@ -98,24 +101,27 @@ class Readings:
 
     def of_gradients(
         self, gradients: Sequence[Gradient], *, loss_scale: Tensor | float, null: bool
-    ) -> dict[str, Measured]:
-        """`demand` and `gradient`, as far as they are measured; the tokens seen so far are used up."""
+    ) -> tuple[dict[str, Measured], Float[Tensor, ""]]:
+        """`demand` and `gradient`, as far as they are measured; the tokens seen so far are used up.
+
+        Returns:
+            The readings, and how many of the gradients hold NaN or infinity.
+        """
         found = {name: each for name, each in self._demand.read(loss_scale).items() if name in self.meters}
-        if gradients and "gradient" in self.meters:
-            found["gradient"] = gradient_reading(
-                [(self._spans(g.site, g.columns, null), g.columns, g.energy) for g in gradients], null=null
-            )
-        return found
+        if "gradient" in self.meters and gradients:
+            measured, sums = self._read(gradients, null)
+            found["gradient"], sizes = gradient_reading(measured, sums, null=null), sums.total
+        else:
+            largest = torch._foreach_norm([gradient.columns for gradient in gradients], ord=torch.inf)
+            sizes = torch.stack(largest) if largest else torch.zeros(0)
+        return found, (~torch.isfinite(sizes)).sum().float()
 
     def of_updates(self, updates: Sequence[Update], *, null: bool) -> Reading:
         """`write`: what the parameters' changes are, as they stand now."""
-        measured = []
-        for update in updates:
-            columns = update.columns()
-            measured.append((self._spans(update.site, columns, null), columns, columns.square().sum()))
+        measured, sums = self._read(updates, null)
         moved = self._moved(updates)
-        device = measured[0][1].device
-        return write_reading(measured, moved, {rows: self._views.means(rows, device) for rows in moved}, null=null)
+        means = {rows: self._views.means(rows, effect.device) for rows, effect in moved.items()}
+        return write_reading(measured, sums, moved, means, null=null)
 
     def discoveries(self, step: int, *, loss_scale: Tensor | float) -> dict[str, DiscoveryTable]:
         """By hook point, which of all latents the gradients seen since the last time teach."""
@@ -133,7 +139,7 @@ class Readings:
             if received is not None:
                 into = received if site.partner is None else site.parameters[1].float() @ received
                 effect = columns @ into if columns.shape[1] > 1 else columns[:, 0]
-                self._add(moved, site, torch.where(torch.isfinite(gradient.energy), -site.scaling * effect, 0.0))
+                self._add(moved, site, torch.where(torch.isfinite(effect).all(), -site.scaling * effect, 0.0))
         return self._toward(moved)
 
     def toward_by_update(self, updates: Sequence[Update]) -> dict[str, Tensor]:
@@ -156,8 +162,16 @@ class Readings:
             before = self.cumulative.get(quantity, torch.zeros_like(value)).to(value.device)
             self.cumulative[quantity] = before + value.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
-    def _spans(self, site: Site, columns: Tensor, null: bool) -> Spans:
-        return self._views.spans(site, columns.device, null=null)
+    def _read(
+        self, moves: Sequence[Gradient] | Sequence[Update], null: bool
+    ) -> tuple[list[tuple[Spans, Matrix]], Sums]:
+        """Every move's matrix along the rows of its site's spans, and their sums, read together."""
+        measured = []
+        for move in moves:
+            spans = self._views.spans(move.site, move.site.parameter.device, null=null)
+            measured.append((spans, move.matrix(spans.rows)))
+        matrices = [matrix for _, matrix in measured]
+        return measured, self._backend.on(matrices[0].columns.device).read(matrices)
 
     def _received(self, site: Site) -> Float[Tensor, "input"] | None:
         """The mean input of a writer; None for readers, embeddings and modules that did not run."""

@@ -22,6 +22,7 @@ from interptrain.meters import loss_positions
 from interptrain.meters.probes import ProbeSets
 from interptrain.meters.token_demand import TokenDemands
 from interptrain.optimizers import Turn, turns
+from interptrain.projection import Backend
 from interptrain.readings import METERS, Readings
 from interptrain.report import Recorder, Recorders, StepReport
 from interptrain.sites import Site
@@ -72,6 +73,8 @@ class Steerer:
             suppressed concept; needs probes.
         keep_tokens: keep what every token of the last measured step asked for, in `tokens`.
         latent_labels: what the dictionary's latents are about, for instance from `meters.dictionary.read_labels`.
+        backend: what reads and steers the matrices: `"torch"`; `"cuda"`, this package's kernels, or an error where
+            they cannot run; `"auto"`, the kernels where they can run, else torch.
         seed: of the null groups.
 
     Raises:
@@ -117,6 +120,7 @@ class Steerer:
         alarm: Alarm | None = None,
         keep_tokens: bool = False,
         latent_labels: Mapping[int, str] | None = None,
+        backend: str = "auto",
         seed: int = 0,
     ) -> None:
         self.bank, self.sites, self.where = bank, tuple(sites), where
@@ -127,11 +131,12 @@ class Steerer:
         self._probe_every, self._discover_every = probe_every, discover_every
         self._every, self._null_every, self._norm_cap = every, null_every, norm_cap
         self._recorders = Recorders(recorders)
+        self._backend = Backend(backend)
         self._views = Views(bank, ridge=ridge, seed=seed)
         sets = probes if probes is None or isinstance(probes, ProbeSets) else ProbeSets.of(probes)
         self._readings = Readings(
             bank, self._views, meters=meters, probes=sets, keep_tokens=keep_tokens, latent_labels=latent_labels or {},
-            seed=seed,
+            backend=self._backend, seed=seed,
         )  # fmt: skip
         self._alarm = alarm
         self._snapshots = Snapshots()
@@ -177,6 +182,8 @@ class Steerer:
             ValueError: `where="update"` without an optimizer, or an alarm without the probe sets that it looks at.
         """
         self.detach()
+        for device in {site.parameter.device for site in self.sites}:
+            self._backend.on(device)
         if self.where == "update" and not optimizers:
             raise ValueError('where="update" edits what an optimizer did: attach(model, optimizer)')
         if self._alarm is not None:
@@ -318,7 +325,9 @@ class Steerer:
             null=(turn.step // self._every) % self._null_every == 0,
         )  # fmt: skip
         if step.measured:
-            step.readings = self._readings.of_gradients(step.gradients, loss_scale=loss_scale, null=step.null)
+            step.readings, step.nonfinite = self._readings.of_gradients(
+                step.gradients, loss_scale=loss_scale, null=step.null
+            )
             self._warn_of_silence(step)
         self._readings.end_step()
         if self._discovers(turn):
@@ -328,8 +337,8 @@ class Steerer:
     def _edit_gradients(self, step: Step) -> None:
         if step.changes_nothing or not step.gradients:
             return
-        framed = self._framed(step.gradients, step)
-        step.cap = steer_gradients_(framed, self._on_device(step), norm_cap=self._norm_cap)
+        framed, projector = self._framed(step.gradients, step), self._backend.on(step.device)
+        step.cap = steer_gradients_(framed, self._on_device(step), projector, norm_cap=self._norm_cap)
 
     @torch.no_grad()
     def _keep(self, turn: Turn) -> None:
@@ -362,8 +371,10 @@ class Steerer:
         step.gains = self._gains(self._readings.toward_by_update(updates) if self._reads_signs else None, step.number)
         if step.changes_nothing:
             return
-        framed = self._framed(updates, step)
-        step.steered = steer_updates_(framed, self._on_device(step), norm_cap=self._norm_cap, measure=step.measured)
+        framed, projector = self._framed(updates, step), self._backend.on(step.device)
+        step.steered = steer_updates_(
+            framed, self._on_device(step), projector, norm_cap=self._norm_cap, measure=step.measured
+        )
         step.cap = step.steered.cap
 
     def _finish(self, turn: Turn) -> StepReport | None:

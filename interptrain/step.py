@@ -30,6 +30,7 @@ class Step:
         measured: whether the meters read it.
         null: whether the parameters' null groups are read too.
         readings: by quantity.
+        nonfinite: how many of the gradients hold NaN or infinity.
         gains: what the rule asked for.
         cap: the smallest factor of the norm cap.
         steered: what the edit of an update did.
@@ -44,6 +45,7 @@ class Step:
     measured: bool
     null: bool
     readings: dict[str, Measured] = field(default_factory=dict)
+    nonfinite: Float[Tensor, ""] | None = None
     gains: Gains = field(default_factory=dict)
     cap: Tensor | None = None
     steered: Steered | None = None
@@ -70,14 +72,13 @@ class Step:
             overall["off_concept"] = self.steered.off_concept
         for hook, table in self.discoveries.items():
             overall |= {f"discovery/{hook}{name}": value for name, value in table.found.metrics().items()}
-        bad = (~torch.isfinite(gradient.energy) for gradient in self.gradients)
         return StepReport(
             step=self.number,
             concepts=concepts,
             readings=readings,
             cumulative=dict(cumulative),
             overall=overall,
-            nonfinite=sum(bad, torch.zeros((), device=self.device)),
+            nonfinite=torch.zeros((), device=self.device) if self.nonfinite is None else self.nonfinite,
             capped=torch.ones((), device=self.device) if self.cap is None else self.cap,
             discoveries=self.discoveries,
         )

@@ -16,7 +16,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interptrain.meters.achieved import achieved_gain
-from interptrain.projection import Factors, as_columns, correction_of, product_change, steer_product, thin
+from interptrain.projection import (
+    Factors,
+    Matrix,
+    Projector,
+    as_columns,
+    cap_factor,
+    capped,
+    product_change,
+    steer_product,
+    thin,
+)
 from interptrain.sites import Site
 from interptrain.views import SteeredFrame
 
@@ -30,8 +40,8 @@ class Update(Protocol):
         """Where."""
         ...
 
-    def columns(self) -> Float[Tensor, "d_model _"]:
-        """`dW`, or a narrower matrix with the same energy `||q^T dW||^2` along every residual direction `q`."""
+    def matrix(self, rows: Float[Tensor, "row d_model"]) -> Matrix:
+        """`dW`, or a narrower matrix with the same energy along every residual direction, to be read along `rows`."""
         ...
 
     def project(self, rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row _"]:
@@ -57,18 +67,18 @@ class ParameterUpdate:
     before: Float[Tensor, "d_model other"]
     now: Float[Tensor, "d_model other"]
 
-    def columns(self) -> Float[Tensor, "d_model other"]:
-        """`W_now - W_before`, in float32: the difference first, so that no digits of the step are lost."""
-        return (self.now - self.before).float()
+    def matrix(self, rows: Float[Tensor, "row d_model"], mixing: Tensor | None = None) -> Matrix:
+        """`W_now - W_before`, to be read and steered along `rows`."""
+        return Matrix(self.now, rows, mixing, self.before)
 
     def project(self, rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row other"]:
         """`rows dW`."""
-        return rows @ self.columns()
+        return rows @ self.matrix(rows).value()
 
     def effect(self, received: Float[Tensor, "input"]) -> Float[Tensor, "d_model"]:
         """`s dW x`, with `s` of an adapter's bias."""
-        columns = self.columns()
-        return self.site.scaling * (columns @ received if columns.shape[1] > 1 else columns[:, 0])
+        change = (self.now - self.before).float()
+        return self.site.scaling * (change @ received if change.shape[1] > 1 else change[:, 0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,9 +95,9 @@ class ProductUpdate:
     before: Factors
     now: Factors
 
-    def columns(self) -> Float[Tensor, "d_model twice_rank"]:
+    def matrix(self, rows: Float[Tensor, "row d_model"]) -> Matrix:
         """A matrix of `2 r` columns with the energies of `dW`."""
-        return thin(*self._change())
+        return Matrix(thin(*self._change()), rows)
 
     def project(self, rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row other"]:
         """`rows dW`, through the factors."""
@@ -168,6 +178,7 @@ class Steered(NamedTuple):
 def steer_updates_(
     updates: Sequence[tuple[Update, SteeredFrame]],
     gains: Float[Tensor, "concept"],
+    projector: Projector,
     *,
     norm_cap: float | None = None,
     measure: bool = False,
@@ -181,25 +192,23 @@ def steer_updates_(
     Args:
         updates: for every site its change and the directions named there.
         gains: one a named concept.
+        projector: what edits the changes of parameters.
         norm_cap: bound on `||dW' - dW|| / ||dW||` at each site.
         measure: whether to measure the achieved gains and what happened off the concepts.
     """
-    device = gains.device
     asked = [update.project(steered.directions) for update, steered in updates] if measure else []
-    caps: list[Tensor] = []
     changed: list[tuple[Tensor, Tensor]] = []
+    parameters: list[Matrix] = []
     pairs: dict[tuple[object, ...], list[tuple[ProductUpdate, SteeredFrame, Tensor]]] = defaultdict(list)
+    cap = torch.ones((), device=gains.device)
     for update, steered in updates:
         mixing = steered.mixing(gains)
         if isinstance(update, ParameterUpdate):
-            correction, scale = correction_of(update.columns(), steered.frame.basis, mixing, norm_cap=norm_cap)
-            update.now.add_(correction)
-            caps.append(scale)
+            parameters.append(update.matrix(steered.frame.basis, mixing))
         elif isinstance(update, ProductUpdate):
             if norm_cap is not None:
-                _, scale = correction_of(update.columns(), steered.frame.basis, mixing, norm_cap=norm_cap)
-                mixing = scale * mixing
-                caps.append(scale)
+                factor = cap_factor(update.matrix(steered.frame.basis).value(), steered.frame.basis, mixing, norm_cap)
+                mixing, cap = factor * mixing, torch.minimum(cap, factor)
             shape = (
                 *update.now.outer.shape,
                 *update.now.inner.shape,
@@ -208,10 +217,13 @@ def steer_updates_(
                 mixing.device,
             )
             pairs[shape].append((update, steered, mixing))
+    if parameters:
+        matrices, factor = capped(parameters, norm_cap)
+        projector.steer_(matrices)
+        cap = torch.minimum(cap, factor)
     for group in pairs.values():
         changed += _steer_pairs_(group, measure=measure)
-    cap = torch.stack(caps).amin() if caps else torch.ones((), device=device)
-    achieved, off_concept = torch.full_like(gains, torch.nan), torch.full((), torch.nan, device=device)
+    achieved, off_concept = (torch.full(size, torch.nan, device=gains.device) for size in (gains.shape, ()))
     if measure and updates:
         got = [update.project(steered.directions) for update, steered in updates]
         achieved = achieved_gain(asked, got, [steered.concept for _, steered in updates], len(gains))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -26,10 +26,13 @@ class SteeredFrame:
 
     frame: Frame
     concept: Int[Tensor, "direction"]
+    _asked: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def mixing(self, gains: Float[Tensor, "concept"]) -> Float[Tensor, "direction direction"]:
-        """The operator's matrix for one gain a named concept."""
-        return self.frame.mixing(gains[self.concept])
+        """The operator's matrix for one gain a named concept; the same tensor while `gains` is."""
+        if not self._asked or self._asked[0][0] is not gains:
+            self._asked[:] = [(gains, self.frame.mixing(gains[self.concept]))]
+        return self._asked[0][1]
 
     @property
     def directions(self) -> Float[Tensor, "direction d_model"]:

@@ -17,6 +17,7 @@ from interptrain.meters.realised import Shift
 from interptrain.meters.spans import NULL_GROUPS, Spans, sign_flipped_means
 from interptrain.meters.token_demand import TokenDemand
 from interptrain.meters.tokens import Positions, ordinary_tokens
+from interptrain.projection import Backend, Matrix, Sums
 from interptrain.report import Measured, Reading
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class DemandMeter:
         keep_tokens: also keep what every token asked for, in `tokens`.
         reinforced: also weight it by the activations, which runs the read-out over every counted batch.
         dictionary: is shown the same gradients, to say which of all latents they teach.
+        backend: what reads them.
     """
 
     def __init__(
@@ -62,7 +64,9 @@ class DemandMeter:
         keep_tokens: bool = False,
         reinforced: bool = False,
         dictionary: DictionaryMeter | None = None,
+        backend: Backend | None = None,
     ) -> None:
+        self._backend = Backend() if backend is None else backend
         self.positions = Positions()
         self.active = True
         self.tokens: dict[str, list[TokenDemand]] = {}
@@ -108,7 +112,9 @@ class DemandMeter:
             return
         if self._tally is None:
             self._tally = _Tally.zeros(*self._shape, columns.device)
-        self._tally.add(hook.to(columns.device), columns)
+        on_device = hook.to(columns.device)
+        sums = self._backend.on(columns.device).read([Matrix(columns, on_device.rows)])
+        self._tally.add(on_device, columns, sums)
         if on is not None:
             self._tally.reinforce(hook, columns @ on.flatten(0, 1).float())
         if self._keep_tokens:
@@ -141,22 +147,18 @@ class _Hook:
     spans: Spans
     means: Float[Tensor, "1 concept d_model"]
     flipped: Float[Tensor, "group concept d_model"]
+    rows: Float[Tensor, "row d_model"]
 
     @classmethod
     def of(cls, bank: ConceptBank, hook: str, point: HookPoint, *, groups: int, seed: int) -> _Hook:
         rows = [row for row, at in enumerate(bank.hooks) if at == hook]
-        means = sign_flipped_means(bank, rows, groups=groups, seed=seed)
-        return cls(
-            point,
-            Spans.of(bank, rows, groups=groups, seed=seed),
-            means[:1],
-            means[1:],
-        )
+        means, spans = (make(bank, rows, groups=groups, seed=seed) for make in (sign_flipped_means, Spans.of))
+        return cls(point, spans, means[:1], means[1:], torch.cat([spans.rows, means[0]]))
 
     def to(self, device: torch.device) -> _Hook:
         if self.means.device != device:
             self.spans = self.spans.to(device)
-            self.means, self.flipped = self.means.to(device), self.flipped.to(device)
+            self.means, self.flipped, self.rows = (each.to(device) for each in (self.means, self.flipped, self.rows))
         return self
 
 
@@ -175,14 +177,14 @@ class _Tally:
         one, two = torch.zeros(concepts, device=device), torch.zeros(concepts, groups, device=device)
         return cls(one.clone(), two.clone(), one.clone(), one.clone(), two.clone(), one.clone(), two.clone())
 
-    def add(self, hook: _Hook, columns: Float[Tensor, "d_model token"]) -> None:
-        total = columns.square().sum()
-        summed = columns.sum(-1)
-        self.energy += hook.spans.energy(columns)
-        self.null += hook.spans.null_energy(columns)
-        self.total += torch.where(hook.spans.reached, total, 0.0)
-        self.signed -= (hook.means @ summed)[0]
-        self.signed_null -= (hook.flipped @ summed).T
+    def add(self, hook: _Hook, columns: Float[Tensor, "d_model token"], sums: Sums) -> None:
+        """`sums` is of the spans' rows, then of the concepts' mean directions."""
+        spans, concepts = hook.spans, len(self.energy)
+        self.energy += sums.energy[0, :-concepts].view(spans.bases.shape[:2]).sum(-1)
+        self.null += spans.null_energy(columns)
+        self.total += torch.where(spans.reached, sums.total[0], 0.0)
+        self.signed -= sums.signed[0, -concepts:]
+        self.signed_null -= (hook.flipped @ columns.sum(-1)).T
 
     def reinforce(self, hook: _Hook, weighted: Float[Tensor, "d_model concept"]) -> None:
         """`weighted` is `sum_t z_c g_t` for every concept."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 import torch
@@ -11,16 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interptrain.meters.spans import Spans
+from interptrain.projection import Matrix, Sums
 from interptrain.report import Reading
 
-Measurable: TypeAlias = "tuple[Spans, Float[Tensor, 'd_model _'], Float[Tensor, '']]"
+Measurable: TypeAlias = tuple[Spans, Matrix]
 
 
-def energy_share(
-    measured: Iterable[Measurable],
-    *,
-    null: bool,
-) -> Reading:
+def energy_share(measured: Sequence[Measurable], sums: Sums, *, null: bool) -> Reading:
     """Share of the energy of several sites' matrices `M` that lies in each concept's span.
 
         share_c = sum_sites ||Q_c M||_F^2 / sum_sites ||M||_F^2
@@ -28,35 +25,45 @@ def energy_share(
     A concept's sum runs over the sites it reaches. The expectation for random directions is `k / d_model`.
 
     Args:
-        measured: for every site its spans, its matrix with the residual axis first, and that matrix's energy
-            `||M||_F^2`; where it is not finite the site is left out.
+        measured: for every site its spans, and its matrix with the spans' rows as its directions.
+        sums: the projector's reading of these matrices; where a total is not finite the site is left out.
         null: whether to measure the null groups too, which costs more than the concepts themselves.
     """
-    energy: list[Tensor] = []
-    total: list[Tensor] = []
-    spread: list[Tensor] = []
-    for spans, columns, whole in _narrow_ones_together(measured):
-        finite = torch.isfinite(whole)
-        energy.append(torch.where(finite, spans.energy(columns), 0.0))
-        total.append(torch.where(finite & spans.reached, whole, 0.0))
-        if null:
-            spread.append(torch.where(finite, spans.null_energy(columns), 0.0))
-    overall = torch.stack(total).sum(0)
-    unmeasured = torch.full((len(overall), len(spans.null)), torch.nan, device=overall.device)
-    nulls = torch.stack(spread).sum(0) if null else unmeasured
-    return Reading(torch.stack(energy).sum(0) / overall, nulls / overall[:, None])
+    finite = torch.isfinite(sums.total)[:, None]
+    reached = torch.stack([spans.reached for spans, _ in measured])
+    overall = torch.where(finite & reached, sums.total[:, None], 0.0).sum(0)
+    energy = torch.where(finite, _by_concept([spans for spans, _ in measured], sums.energy), 0.0).sum(0)
+    if not null:
+        unmeasured = torch.full((len(overall), len(measured[0][0].null)), torch.nan, device=overall.device)
+        return Reading(energy / overall, unmeasured)
+    spread = [
+        torch.where(ok, spans.null_energy(columns), 0.0)
+        for spans, columns, ok in _narrow_ones_together(measured, finite[:, 0])
+    ]
+    return Reading(energy / overall, torch.stack(spread).sum(0) / overall[:, None])
 
 
-def _narrow_ones_together(measured: Iterable[Measurable]) -> Iterator[Measurable]:
+def _by_concept(spans: Sequence[Spans], energy: Float[Tensor, "site direction"]) -> Float[Tensor, "site concept"]:
+    """Sum over each concept's directions; sites differ in how many they pad to."""
+    lengths = [each.bases.shape[:2] for each in spans]
+    if len(set(lengths)) == 1:
+        return energy.view(len(spans), *lengths[0]).sum(-1)
+    return torch.stack(
+        [row[: each.numel()].view(each).sum(-1) for each, row in zip(lengths, energy.unbind(), strict=True)]
+    )
+
+
+def _narrow_ones_together(
+    measured: Sequence[Measurable], finite: Tensor
+) -> Iterator[tuple[Spans, Float[Tensor, "d_model _"], Tensor]]:
     """Matrices seen by the same spans side by side, as long as that copies little: energies of columns add up."""
-    alike: dict[int, list[Measurable]] = defaultdict(list)
-    for spans, columns, whole in measured:
-        if 4 * columns.shape[1] <= columns.shape[0]:
-            alike[id(spans)].append((spans, columns, whole))
+    alike: dict[int, list[tuple[Spans, Tensor, Tensor]]] = defaultdict(list)
+    for (spans, matrix), ok in zip(measured, finite.unbind(), strict=True):
+        value = matrix.value()
+        if 4 * value.shape[1] <= value.shape[0]:
+            alike[id(spans)].append((spans, value, ok))
         else:
-            yield spans, columns, whole
+            yield spans, value, ok
     for group in alike.values():
-        finite = [torch.isfinite(whole) for _, _, whole in group]
-        kept = [torch.where(ok, columns.float(), 0.0) for ok, (_, columns, _) in zip(finite, group, strict=True)]
-        whole = torch.stack([torch.where(ok, each, 0.0) for ok, (_, _, each) in zip(finite, group, strict=True)]).sum()
-        yield group[0][0], torch.cat(kept, dim=1), whole
+        kept = [torch.where(ok, value, 0.0) for _, value, ok in group]
+        yield group[0][0], torch.cat(kept, dim=1), torch.ones((), dtype=torch.bool, device=finite.device)

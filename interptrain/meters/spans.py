@@ -61,6 +61,11 @@ class Spans:
         return self.filled.sum(-1)
 
     @cached_property
+    def rows(self) -> Float[Tensor, "row d_model"]:
+        """The bases, one below another."""
+        return self.bases.flatten(0, 1)
+
+    @cached_property
     def reached(self) -> Bool[Tensor, "concept"]:
         """Which concepts have a direction here."""
         return self.ranks > 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,11 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interptrain.meters.share import Measurable, energy_share
+from interptrain.projection import Sums
 from interptrain.report import Reading
 
 
 def write_reading(
-    measured: Iterable[Measurable],
+    measured: Sequence[Measurable],
+    sums: Sums,
     moved: Mapping[tuple[int, ...], Float[Tensor, "d_model"]],
     means: Mapping[tuple[int, ...], Float[Tensor, "flip_and_one concept d_model"]],
     *,
@@ -30,12 +32,13 @@ def write_reading(
     null flips the signs of the concept's own directions. Readers and embeddings have no part in it.
 
     Args:
-        measured: for every site its spans, its change with the residual axis first, and that change's energy.
+        measured: for every site its spans, and its change with their rows as its directions.
+        sums: the projector's reading of them.
         moved: for the writers that reach the same rows of the bank, the sum of `dW x_mean`; may be empty.
         means: for the same rows, each concept's mean direction, then the sign-flipped ones.
         null: whether to measure the null groups too.
     """
-    reading = energy_share(measured, null=null)
+    reading = energy_share(measured, sums, null=null)
     if not moved:
         return reading
     along = torch.stack([means[rows] @ torch.where(torch.isfinite(v), v, 0.0) for rows, v in moved.items()]).sum(0)

@@ -1,15 +1,29 @@
 """Projection of gradients on concept directions, and the operator that steers them."""
 
+from interptrain.projection.backend import Backend
+from interptrain.projection.cap import cap_factor, capped
 from interptrain.projection.frame import Frame
+from interptrain.projection.matrix import Matrix, Projector, Sums
 from interptrain.projection.product import Factors, product_change, steer_product, thin
-from interptrain.projection.reference import as_columns, correct_, correction_of, energies, project, steer_
+from interptrain.projection.reference import (
+    as_columns,
+    correct_,
+    energies,
+    project,
+    steer_,
+)
 
 __all__ = [
+    "Backend",
     "Factors",
     "Frame",
+    "Matrix",
+    "Projector",
+    "Sums",
     "as_columns",
+    "cap_factor",
+    "capped",
     "correct_",
-    "correction_of",
     "energies",
     "product_change",
     "project",

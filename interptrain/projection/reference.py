@@ -94,41 +94,26 @@ def correct_(
     columns: Float[Tensor, "d_model other"],
     basis: Float[Tensor, "direction d_model"],
     mixing: Float[Tensor, "direction direction"],
-    *,
-    norm_cap: float | None = None,
-) -> Float[Tensor, ""]:
-    """Add `Q^T T Q G` to `G`, which it overwrites; what is not finite is left as it was found.
+) -> None:
+    """Add `Q^T T Q G` to `G`, which it overwrites; a column that holds NaN or infinity is left as it was found.
 
     Args:
         columns: `G`, residual axis first.
         basis: `Q`, orthonormal.
         mixing: `T`.
-        norm_cap: bound on `||G' - G|| / ||G||`; the correction is scaled down to it.
-
-    Returns:
-        The factor by which the cap scaled the correction; 1 where it did not bind.
     """
-    correction, scale = correction_of(columns.float(), basis, mixing, norm_cap=norm_cap)
-    columns.add_(correction)
-    return scale
+    columns.add_(basis.T @ mixed_coefficients(columns.float(), basis, mixing))
 
 
-def correction_of(
-    columns: Float[Tensor, "d_model other"],
-    basis: Float[Tensor, "direction d_model"],
-    mixing: Float[Tensor, "direction direction"],
-    *,
-    norm_cap: float | None = None,
-) -> tuple[Float[Tensor, "d_model other"], Float[Tensor, ""]]:
-    """`Q^T T Q G`, scaled down to the norm cap, and by how much; zero where `G` holds NaN or infinity."""
-    coefficients = basis @ columns
-    correction = basis.T @ (mixing @ coefficients)
-    scale = torch.ones((), device=columns.device)
-    if norm_cap is not None:
-        scale = (norm_cap * columns.norm() / correction.norm().clamp_min(1e-30)).clamp_max(1.0)
-        correction = correction * scale
-    finite = torch.isfinite(coefficients.sum())  # every element of a non-finite column reaches a coefficient
-    return torch.where(finite, correction, 0.0), torch.where(finite, scale, 1.0)
+def mixed_coefficients(
+    value: Float[Tensor, "*batch d_model other"],
+    basis: Float[Tensor, "*batch direction d_model"],
+    mixing: Float[Tensor, "*batch direction direction"],
+) -> Float[Tensor, "*batch direction other"]:
+    """`T Q M`, what is added along each row of `Q`; zero in columns of `M` that hold NaN or infinity."""
+    coefficients = basis @ value
+    finite = torch.isfinite(coefficients).all(-2, keepdim=True)  # every element of a column reaches its coefficients
+    return torch.where(finite, mixing @ coefficients, 0.0)
 
 
 def energies(

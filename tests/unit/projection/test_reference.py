@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interptrain.projection import Frame, as_columns, correct_, energies, project, steer_
+from interptrain.projection import Frame, Matrix, as_columns, capped, correct_, energies, project, steer_
 
 
 def random_case(seed, directions, width, other, axis):
@@ -155,22 +155,34 @@ def test_wrong_widths_name_both_sides():
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_what_is_not_finite_keeps_its_bits_and_does_not_spread(bad):
+def test_a_column_that_is_not_finite_keeps_its_bits_and_the_others_are_steered(bad):
     rows, gradient, _ = random_case(8, 2, 8, 4, 0)
     gradient[3, 1] = bad
     before = gradient.clone()
     frame = Frame.of(rows)
     correct_(gradient, frame.basis, frame.mixing(torch.zeros(2)))
-    assert torch.equal(gradient.nan_to_num(7.0), before.nan_to_num(7.0))
-    assert correct_(gradient, frame.basis, frame.mixing(torch.zeros(2)), norm_cap=0.1) == 1
-    assert torch.equal(gradient.nan_to_num(7.0), before.nan_to_num(7.0))
+    assert torch.equal(gradient[:, 1].nan_to_num(7.0), before[:, 1].nan_to_num(7.0))
+    others = [0, 2, 3]
+    torch.testing.assert_close(gradient[:, others], before[:, others] - frame.basis.T @ frame.basis @ before[:, others])
+
+
+def test_the_norm_cap_looks_at_finite_columns_only():
+    rows, gradient, _ = random_case(8, 2, 8, 4, 0)
+    spoilt = torch.cat([gradient, torch.full((8, 1), torch.nan)], dim=1)
+    frame = Frame.of(rows)
+    amplified = frame.mixing(torch.full((2,), 50.0))
+    _, clean = capped([Matrix(gradient, frame.basis, amplified)], 0.1)
+    _, factor = capped([Matrix(spoilt, frame.basis, amplified)], 0.1)
+    assert 0 < float(factor) < 1
+    assert float(factor) == pytest.approx(float(clean), rel=1e-6)
 
 
 def test_the_norm_cap_binds_and_says_how_much():
     rows, gradient, _ = random_case(9, 2, 8, 4, 0)
     before = gradient.clone()
     frame = Frame.of(rows)
-    factor = correct_(gradient, frame.basis, frame.mixing(torch.full((2,), 50.0)), norm_cap=0.1)
+    matrices, factor = capped([Matrix(gradient, frame.basis, frame.mixing(torch.full((2,), 50.0)))], 0.1)
+    correct_(gradient, frame.basis, matrices[0].mixing)
     assert float(factor) < 1
     assert float((gradient - before).norm() / before.norm()) == pytest.approx(0.1, rel=1e-4)
 

@@ -152,7 +152,8 @@ class _Hook:
     @classmethod
     def of(cls, bank: ConceptBank, hook: str, point: HookPoint, *, groups: int, seed: int) -> _Hook:
         rows = [row for row, at in enumerate(bank.hooks) if at == hook]
-        means, spans = (make(bank, rows, groups=groups, seed=seed) for make in (sign_flipped_means, Spans.of))
+        means = sign_flipped_means(bank, rows, groups=groups, seed=seed)
+        spans = Spans.of(bank, rows, groups=groups, seed=seed)
         return cls(point, spans, means[:1], means[1:], torch.cat([spans.rows, means[0]]))
 
     def to(self, device: torch.device) -> _Hook:

@@ -134,12 +134,11 @@ def gathered(sums: Sequence[tuple[Tensor, ...]]) -> Sums:
     """The energies, signed sums and totals of every matrix, as one."""
     if not sums:
         return Sums(torch.zeros(0, 0), torch.zeros(0, 0), torch.zeros(0))
-    energy, signed, total = zip(*sums, strict=True)
-    lengths = [len(each) for each in energy]
-    if len(set(lengths)) > 1:
-        missing = [max(lengths) - length for length in lengths]
-        energy, signed = ([pad(*each) for each in zip(part, ((0, n) for n in missing))] for part in (energy, signed))
-    return Sums(torch.stack(list(energy)), torch.stack(list(signed)), torch.stack(list(total)))
+    longest = max(len(energy) for energy, _, _ in sums)
+    if any(len(energy) < longest for energy, _, _ in sums):
+        missing = [(0, longest - len(energy)) for energy, _, _ in sums]
+        sums = [(pad(e, n), pad(s, n), t) for (e, s, t), n in zip(sums, missing, strict=True)]
+    return Sums(*(torch.stack(list(each)) for each in zip(*sums, strict=True)))
 
 
 def _grouped(matrices: Sequence[Matrix]) -> tuple[list[int], dict[_Shape, list[int]]]:

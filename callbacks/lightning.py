@@ -65,6 +65,8 @@ class ConceptSteering(Callback):
         discover_every: on every n-th step ask which of all the dictionary's latents it teaches; None never.
         latent_labels: what those latents are about.
         alarm: warns when something else moves in place of a suppressed concept; needs probes.
+        backend: `"torch"`, `"cuda"` (this package's kernels, or an error at fit start) or `"auto"`, whichever can run;
+            the start line says which and why.
 
     Raises:
         ValueError: at fit start, before the first step: the bank does not fit the model, a module is not
@@ -101,6 +103,7 @@ class ConceptSteering(Callback):
         discover_every: int | None = 50,
         latent_labels: Mapping[int, str] | None = None,
         alarm: Alarm | None = None,
+        backend: str = "auto",
     ) -> None:
         self.bank = bank
         self._rule = observe() if rule is None else rule
@@ -113,6 +116,7 @@ class ConceptSteering(Callback):
             "where": where, "every": every, "recorders": (*recorders, self._window),
             "ridge": ridge, "norm_cap": norm_cap, "meters": meters, "probes": probes, "probe_every": probe_every,
             "discover_every": discover_every, "latent_labels": latent_labels, "alarm": alarm,
+            "backend": backend,
         }  # fmt: skip
         self._steerer: Steerer | None = None
         self._restored: dict[str, Any] | None = None
@@ -151,7 +155,8 @@ class ConceptSteering(Callback):
             self._restored = None
         if self._summary and trainer.is_global_zero:
             held = f"{self._steerer.held_bytes() / 2**20:.1f} MiB beside the model"
-            Console().print(f"interptrain: {len(self._steerer.sites)} sites, {held} (dry_run(model) lists them)")
+            sites = f"{len(self._steerer.sites)} sites (dry_run(model) lists them)"
+            Console().print(f"interptrain: {sites}, {held}, projected by {self._steerer.projected_by}")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Tell the meters which tokens of the batch are in the loss."""
@@ -223,8 +228,8 @@ class ConceptSteering(Callback):
         bad = int(self._latest.get("interptrain/nonfinite_sites", 0))
         if bad:
             warnings.warn(
-                f"{bad} site gradients held NaN or infinity before step {report.step + 1}; they were left as they "
-                "were found, unsteered and uncounted",
+                f"{bad} site gradients held NaN or infinity before step {report.step + 1}; where they did they were "
+                "left as they were found, and none of them is in the curves",
                 stacklevel=2,
             )
         return True

@@ -226,6 +226,7 @@ class Steerer:
         """
         self._readings.positions.current = None if labels is None else loss_positions(labels)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # between graphs; under fullgraph=True an error names it
     @torch.no_grad()
     def before_step(self, optimizer: Optimizer | None = None, *, loss_scale: Tensor | float = 1.0) -> StepReport | None:
         """Measure the gradients, and in gradient mode edit those that the rule names.
@@ -251,6 +252,11 @@ class Steerer:
     def tokens(self) -> TokenDemands:
         """By hook point, what every token of the last measured step asked for; empty without `keep_tokens`."""
         return self._readings.tokens
+
+    @property
+    def projected_by(self) -> str:
+        """What reads and steers the sites' matrices, and why."""
+        return "; ".join(dict.fromkeys(self._backend.explained(site.parameter.device) for site in self.sites))
 
     def held_bytes(self) -> int:
         """Bytes that are kept beside the model: directions, null groups, and one copy of the sites."""

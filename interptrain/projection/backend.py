@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from interptrain.projection.cuda import CudaRunner, unavailable
 from interptrain.projection.grouped import TorchProjector
+from interptrain.projection.kernels import KernelProjector
 from interptrain.projection.matrix import Projector
 
 BACKENDS = ("auto", "torch", "cuda")
@@ -14,30 +16,47 @@ class Backend:
     """The projector of each device, chosen once.
 
     Args:
-        name: `"torch"`; `"cuda"`, the kernels, which raises where they cannot run; `"auto"`, the kernels where they
-            can run and torch elsewhere.
+        name: `"torch"`; `"cuda"`, this package's kernels, or an error where they cannot run; `"auto"`, the kernels
+            where they can run and torch elsewhere.
 
     Raises:
         ValueError: an unknown name.
 
     Example:
         >>> import torch
-        >>> Backend("torch").on(torch.device("cpu"))
-        TorchProjector()
+        >>> print(Backend("auto").explained(torch.device("cpu")))
+        torch, as cpu is no CUDA device
     """
 
     def __init__(self, name: str = "auto") -> None:
         if name not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, found {name!r}")
         self.name = name
-        self._chosen: dict[torch.device, Projector] = {}
+        self._chosen: dict[torch.device, tuple[Projector, str]] = {}
 
     def on(self, device: torch.device) -> Projector:
         """The projector for matrices on a device.
 
         Raises:
-            RuntimeError: the kernels were asked for and cannot run there.
+            RuntimeError: the kernels were asked for by name and cannot run there; says what is missing.
         """
+        return self._choice(device)[0]
+
+    def explained(self, device: torch.device) -> str:
+        """What is used on a device, and why."""
+        return self._choice(device)[1]
+
+    def _choice(self, device: torch.device) -> tuple[Projector, str]:
         if device not in self._chosen:
-            self._chosen[device] = TorchProjector()
+            self._chosen[device] = self._choose(device)
         return self._chosen[device]
+
+    def _choose(self, device: torch.device) -> tuple[Projector, str]:
+        if self.name == "torch":
+            return TorchProjector(), "torch, as asked for"
+        reason = unavailable(device)
+        if reason is None:
+            return KernelProjector(CudaRunner(device), strict=self.name == "cuda"), "the CUDA kernels"
+        if self.name == "cuda":
+            raise RuntimeError(f'backend="cuda" cannot run: {reason}')
+        return TorchProjector(), f"torch, as {reason}"

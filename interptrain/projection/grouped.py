@@ -40,20 +40,18 @@ class TorchProjector:
 
     def __init__(self) -> None:
         self._batches: dict[tuple[_Shape, int], _Batch] = {}
-
-    def __repr__(self) -> str:
-        return "TorchProjector()"
+        self._merge = Merge()
 
     def read(self, matrices: Sequence[Matrix]) -> Sums:
         """Energies, signed sums and totals; nothing is changed."""
         alone, groups = _grouped(matrices)
-        found = {number: _sums(matrices[number].basis, matrices[number].value()) for number in alone}
+        parts = [([n], _sums(matrices[n].basis[None], matrices[n].value()[None])) for n in alone]
         for shape, numbers in groups.items():
             group = [matrices[number] for number in numbers]
             batch = self._batch(shape, group)
-            sums = _sums(batch.stacked("basis", [matrix.basis for matrix in group]), shape.turned(batch.values(group)))
-            found |= dict(zip(numbers, zip(*(each.unbind() for each in sums), strict=True), strict=True))
-        return gathered([found[number] for number in range(len(matrices))])
+            basis = batch.stacked("basis", [matrix.basis for matrix in group])
+            parts.append((numbers, _sums(basis, shape.turned(batch.values(group)))))
+        return self._merge(parts)
 
     def steer_(self, matrices: Sequence[Matrix]) -> None:
         """Add `Q^T T Q M` to every matrix that has a mixing."""
@@ -130,15 +128,29 @@ class _Batch:
         return kept[1]
 
 
-def gathered(sums: Sequence[tuple[Tensor, ...]]) -> Sums:
-    """The energies, signed sums and totals of every matrix, as one."""
-    if not sums:
-        return Sums(torch.zeros(0, 0), torch.zeros(0, 0), torch.zeros(0))
-    longest = max(len(energy) for energy, _, _ in sums)
-    if any(len(energy) < longest for energy, _, _ in sums):
-        missing = [(0, longest - len(energy)) for energy, _, _ in sums]
-        sums = [(pad(e, n), pad(s, n), t) for (e, s, t), n in zip(sums, missing, strict=True)]
-    return Sums(*(torch.stack(list(each)) for each in zip(*sums, strict=True)))
+class Merge:
+    """Sums of parts of a step's matrices as one, in the order of their numbers; keeps the last permutation."""
+
+    def __init__(self) -> None:
+        self._numbers: list[int] = []
+        self._order = torch.zeros(0, dtype=torch.long)
+
+    def __call__(self, parts: Sequence[tuple[list[int], Sums]]) -> Sums:
+        """Numbers of the matrices and their sums, part by part."""
+        if not parts:
+            return Sums(torch.zeros(0, 0), torch.zeros(0, 0), torch.zeros(0))
+        if len(parts) == 1:
+            return parts[0][1]
+        numbers = [number for part, _ in parts for number in part]
+        device = parts[0][1].total.device
+        if numbers != self._numbers or device != self._order.device:
+            self._numbers, self._order = numbers, torch.tensor(numbers).argsort().to(device)
+        longest = max(sums.energy.shape[1] for _, sums in parts)
+        energy, signed = (
+            torch.cat([pad(each, (0, longest - each.shape[1])) for each in figures])[self._order]
+            for figures in ([sums.energy for _, sums in parts], [sums.signed for _, sums in parts])
+        )
+        return Sums(energy, signed, torch.cat([sums.total for _, sums in parts])[self._order])
 
 
 def _grouped(matrices: Sequence[Matrix]) -> tuple[list[int], dict[_Shape, list[int]]]:
@@ -150,20 +162,16 @@ def _grouped(matrices: Sequence[Matrix]) -> tuple[list[int], dict[_Shape, list[i
         if columns.numel() > SMALL or columns.dtype == torch.float64:
             alone.append(number)
         else:
-            shape = _Shape(
-                columns.shape, columns.dtype, columns.device, len(matrix.basis),
-                lies=columns.stride(0) == 1, difference=matrix.before is not None,
-            )  # fmt: skip
-            groups[shape].append(number)
+            lies, difference = columns.stride(0) == 1, matrix.before is not None
+            directions = matrix.basis.shape[0]
+            groups[_Shape(columns.shape, columns.dtype, columns.device, directions, lies, difference)].append(number)
     return alone, groups
 
 
-def _sums(
-    basis: Float[Tensor, "*batch direction d_model"], value: Float[Tensor, "*batch d_model other"]
-) -> tuple[Tensor, Tensor, Tensor]:
+def _sums(basis: Float[Tensor, "matrix direction d_model"], value: Float[Tensor, "matrix d_model other"]) -> Sums:
     coefficients = basis @ value
     total = torch.linalg.vector_norm(value, dim=(-2, -1)).square()
-    return coefficients.square().sum(-1), coefficients.sum(-1), total
+    return Sums(coefficients.square().sum(-1), coefficients.sum(-1), total)
 
 
 def _steer_alone_(matrix: Matrix) -> None:

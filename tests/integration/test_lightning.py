@@ -365,7 +365,8 @@ def test_the_summary_shows_every_concept_beside_its_null(bank, tmp_path, capsys)
     shown = capsys.readouterr().out
     assert all(name in shown for name in bank.names)
     assert "no claim on behaviour" in shown
-    assert re.search(r"interptrain: \d+ sites, \d+\.\d MiB beside the model", shown)
+    said = " ".join(shown.split())
+    assert re.search(r"interptrain: \d+ sites .*, \d+\.\d MiB beside the model, projected by torch, as cpu is", said)
 
 
 def test_progress_bar_metrics_come_on_request(bank, tmp_path):

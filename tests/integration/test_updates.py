@@ -98,14 +98,14 @@ LOOP = {
 @pytest.mark.parametrize("make", [llama, gpt2], ids=["llama", "gpt2"])
 @pytest.mark.parametrize(("gain", "bound"), [(0.0, 1e-5), (0.5, 1e-3), (2.0, 1e-3)])
 def test_two_hundred_adamw_steps_of_full_parameters_each_have_their_gain(bank, make, gain, bound, tmp_path):
-    before, after = watched(make(), bank, steering(bank, gain), tmp_path, **LOOP)
+    before, after = watched(make(), bank, steering(bank, gain, every=20), tmp_path, **LOOP)
     assert len(after.steps) == 200
     assert max(relative_errors(before, after, gain)) < bound
 
 
 def test_two_hundred_adamw_steps_of_lora_writers_from_a_zero_b_have_no_component(bank, tmp_path):
     model = lora(llama(), targets=["o_proj", "down_proj"])
-    before, after = watched(model, bank, steering(bank, 0.0), tmp_path, **LOOP)
+    before, after = watched(model, bank, steering(bank, 0.0, every=20), tmp_path, **LOOP)
     assert {site.role for site in before.sites} == {"writer"}
     assert max(relative_errors(before, after, 0.0)) < 1e-5
 

@@ -52,6 +52,8 @@ FORBIDDEN = {
     ],
     "The reference does not know the kernels": [
         ("projection/reference.py", "import interptrain.projection.cuda"),
+        ("projection/grouped.py", "import interptrain.projection.kernels"),
+        ("projection/kernels.py", "import interptrain.projection.cuda"),
     ],
     "A bank does not know where its directions come from": [
         ("concepts/bank.py", "import interptrain.concepts.saelens"),
@@ -79,7 +81,6 @@ def copy(tmp_path: Path) -> Path:
     shutil.copyfile(ROOT / "pyproject.toml", tmp_path / "pyproject.toml")
     for folder in ("interptrain", "callbacks", "recipes"):
         shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True, ignore=code)
-    (tmp_path / "interptrain" / "projection" / "cuda.py").touch()
     return tmp_path
 
 

@@ -22,7 +22,7 @@ from interptrain.meters import loss_positions
 from interptrain.meters.probes import ProbeSets
 from interptrain.meters.token_demand import TokenDemands
 from interptrain.optimizers import Turn, turns
-from interptrain.projection import Backend
+from interptrain.projection import Backend, full_precision
 from interptrain.readings import METERS, Readings
 from interptrain.report import Recorder, Recorders, StepReport
 from interptrain.sites import Site
@@ -228,6 +228,7 @@ class Steerer:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # between graphs; under fullgraph=True an error names it
     @torch.no_grad()
+    @full_precision()
     def before_step(self, optimizer: Optimizer | None = None, *, loss_scale: Tensor | float = 1.0) -> StepReport | None:
         """Measure the gradients, and in gradient mode edit those that the rule names.
 
@@ -353,6 +354,7 @@ class Steerer:
             self._snapshots.take(turn.owned())
 
     @torch.no_grad()
+    @full_precision()
     def _after(self, turn: Turn) -> None:
         """Right after it: edit and measure what it did."""
         if turn.was_skipped():

@@ -17,7 +17,7 @@ from interptrain.meters.realised import Shift
 from interptrain.meters.spans import NULL_GROUPS, Spans, sign_flipped_means
 from interptrain.meters.token_demand import TokenDemand
 from interptrain.meters.tokens import Positions, ordinary_tokens
-from interptrain.projection import Backend, Matrix, Sums
+from interptrain.projection import Backend, Matrix, Sums, full_precision
 from interptrain.report import Measured, Reading
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ class DemandMeter:
     def _wanted(self) -> bool:
         return self.active or (self._dictionary is not None and self._dictionary.active)
 
+    @full_precision()
     def _add(self, hook: _Hook, gradient: Tensor, counted: Tensor, on: Tensor | None) -> None:
         columns = (gradient.detach().float() * counted[..., None]).flatten(0, 1).T
         if self._dictionary is not None and self._dictionary.active:

@@ -4,6 +4,7 @@ from interptrain.projection.backend import Backend
 from interptrain.projection.cap import cap_factor, capped
 from interptrain.projection.frame import Frame
 from interptrain.projection.matrix import Matrix, Projector, Sums
+from interptrain.projection.precision import full_precision
 from interptrain.projection.product import Factors, product_change, steer_product, thin
 from interptrain.projection.reference import (
     as_columns,
@@ -25,6 +26,7 @@ __all__ = [
     "capped",
     "correct_",
     "energies",
+    "full_precision",
     "product_change",
     "project",
     "steer_",

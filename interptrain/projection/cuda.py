@@ -42,6 +42,7 @@ class CudaRunner:
         major, minor = torch.cuda.get_device_capability(self._device)
         self._arch = f"sm_{major}{minor}"
         self._kernels: dict[tuple[Program, str], Any] = {}
+        self._captured: list[Tensor] = []
 
     def __repr__(self) -> str:
         return f"CudaRunner({str(self._device)!r})"
@@ -66,6 +67,11 @@ class CudaRunner:
         self._refuse_in_capture("the tables of addresses would have to be uploaded")
         raw = torch.from_numpy(table.reshape(-1).view(np.uint8).copy())
         return raw.pin_memory().to(self._device, non_blocking=True)
+
+    def hold(self, *tensors: Tensor) -> None:
+        """Keep what a captured graph will use at every replay; nothing outside a capture, where torch sees to it."""
+        if torch.cuda.is_current_stream_capturing():
+            self._captured += tensors
 
     def _load(self, program: Program) -> None:
         self._refuse_in_capture("a kernel would have to be loaded")

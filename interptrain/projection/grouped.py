@@ -21,8 +21,8 @@ class TorchProjector:
     """Reads and steers on whatever device the matrices are on, without a loop over concepts.
 
     Matrices of one shape, type and memory layout are copied into a batch that is kept from step to step, so a LoRA
-    model's hundreds of factors take a handful of batched products. What is larger than `SMALL` elements, or float64,
-    goes by itself.
+    model's hundreds of factors take a handful of batched products. What is larger than `SMALL` elements, float64, or
+    the only one of its kind goes by itself.
 
     Example:
         >>> import torch
@@ -165,7 +165,8 @@ def _grouped(matrices: Sequence[Matrix]) -> tuple[list[int], dict[_Shape, list[i
             lies, difference = columns.stride(0) == 1, matrix.before is not None
             directions = matrix.basis.shape[0]
             groups[_Shape(columns.shape, columns.dtype, columns.device, directions, lies, difference)].append(number)
-    return alone, groups
+    alone += [numbers[0] for numbers in groups.values() if len(numbers) == 1]
+    return alone, {shape: numbers for shape, numbers in groups.items() if len(numbers) > 1}
 
 
 def _sums(basis: Float[Tensor, "matrix direction d_model"], value: Float[Tensor, "matrix d_model other"]) -> Sums:

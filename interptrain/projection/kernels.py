@@ -15,10 +15,21 @@ from torch.nn.functional import pad
 
 from interptrain.projection.grouped import Merge, TorchProjector
 from interptrain.projection.matrix import Matrix, Sums
-from interptrain.projection.tables import LARGEST_CHUNK, ROW, Directions, Layout, Program, chunks, layout_of, stages
+from interptrain.projection.tables import (
+    ALIGNMENT,
+    LARGEST_CHUNK,
+    ROW,
+    Directions,
+    Layout,
+    Program,
+    chunks,
+    layout_of,
+    stages,
+)
 
 SUMS_A_BLOCK = 32  # of the finish kernel
 FINISH_BYTES = 8 * 256  # its shared memory
+PLANS = 16  # kept: for the gradients, what was written, the edits, and a few numbers of tokens
 
 
 @runtime_checkable
@@ -38,6 +49,10 @@ class Runner(Protocol):
         """A copy of the table's bytes on the device, ordered on the stream."""
         ...
 
+    def hold(self, *tensors: Tensor) -> None:
+        """Keep what a launch uses for as long as a graph that is being captured may use it."""
+        ...
+
 
 class KernelProjector:
     """Reads and steers by the kernels of csrc/.
@@ -53,7 +68,7 @@ class KernelProjector:
     def __init__(self, runner: Runner, *, strict: bool = False) -> None:
         self._runner, self._strict = runner, strict
         self._torch, self._merge = TorchProjector(), Merge()
-        self._plans: dict[bool, _Plan] = {}
+        self._plans: dict[object, _Plan] = {}
 
     def __repr__(self) -> str:
         return f"KernelProjector({self._runner!r}, strict={self._strict})"
@@ -84,11 +99,18 @@ class KernelProjector:
             self._torch.steer_([steered[number] for number in plan.left])
 
     def _plan(self, matrices: Sequence[Matrix], *, steer: bool) -> _Plan:
-        """The plan of the last call, as long as nothing but addresses and mixings has changed."""
+        """The plan of the last call for such matrices, if nothing but addresses and mixings has changed since.
+
+        Everything of a plan is made on the stream that it is used on.
+        """
+        slot = (steer, self._runner.stream, tuple(_shape(matrix) for matrix in matrices))
         key = tuple(_key(matrix) for matrix in matrices)
-        plan = self._plans.get(steer)
+        plan = self._plans.pop(slot, None)
         if plan is None or plan.key != key:
-            plan = self._plans[steer] = self._planned(key, matrices, steer=steer)
+            plan = self._planned(key, matrices, steer=steer)
+        self._plans[slot] = plan
+        if len(self._plans) > PLANS:
+            del self._plans[next(iter(self._plans))]
         return plan
 
     def _planned(self, key: tuple[object, ...], matrices: Sequence[Matrix], *, steer: bool) -> _Plan:
@@ -123,11 +145,15 @@ def _steerable(matrix: Matrix) -> Layout | str:
     return layout_of(matrix)
 
 
+def _shape(matrix: Matrix) -> tuple[object, ...]:
+    columns = matrix.columns
+    return columns.shape, columns.stride(), columns.dtype, matrix.before is None
+
+
 def _key(matrix: Matrix) -> tuple[object, ...]:
-    """What a plan depends on; the matrices of a plan are kept, so that no identity is given to another tensor."""
-    columns, before = matrix.columns, matrix.before
-    offset = 0 if before is None else 1 + before.data_ptr() % 16
-    return columns.shape, columns.stride(), columns.dtype, columns.data_ptr() % 16, offset, id(matrix.basis)
+    """What else a plan depends on; its matrices are kept, so that no identity is given to another tensor."""
+    before = 0 if matrix.before is None else matrix.before.data_ptr() % ALIGNMENT
+    return id(matrix.basis), matrix.columns.data_ptr() % ALIGNMENT, before
 
 
 @dataclass(eq=False)
@@ -198,6 +224,7 @@ class _Group:
         """Add the correction to the group's matrices."""
         blocks, places = self._mixed(matrices)
         for (adds, reads), block in blocks.items():
+            self._runner.hold(block)
             self._launch(matrices, adds, reads, block.data_ptr() + places * np.uint64(block[0].nbytes))
 
     def _lay_tiles(self, layouts: Sequence[Layout]) -> dict[str, tuple[int, int, Tensor]]:
@@ -224,6 +251,7 @@ class _Group:
         partial = torch.empty(total, self._program.sums, device=directions.by_direction.device)
         for axis, (extent, count, tiles) in self._tiles.items():
             tensors = (table, tiles, directions.by_direction, directions.by_residual, partial)
+            self._runner.hold(*tensors)
             self._runner.launch(
                 self._program, f"{axis}_{extent}", count, self._program.shared_bytes(extent),
                 *(tensor.data_ptr() for tensor in tensors), np.int32(self._d_model),
@@ -235,7 +263,7 @@ class _Group:
         columns = np.array([matrix.columns.data_ptr() for matrix in matrices], np.uint64)
         before = np.array([0 if m.before is None else m.before.data_ptr() for m in matrices], np.uint64)
         mixings = np.broadcast_to(np.asarray(mixing, np.uint64), columns.shape)
-        key = (self._runner.stream, columns.tobytes(), before.tobytes(), mixings.tobytes())
+        key = (columns.tobytes(), before.tobytes(), mixings.tobytes())
         kept = self._tables.get((adds, reads))
         if kept is None or kept[0] != key:
             rows = self._rows.copy()

@@ -6,7 +6,7 @@ import torch
 
 from interptrain.projection import Frame, Matrix
 from interptrain.projection.grouped import TorchProjector
-from interptrain.projection.kernels import KernelProjector
+from interptrain.projection.kernels import PLANS, KernelProjector
 from tests.helpers.emulated import EmulatedRunner
 from tests.helpers.emulator import ORDERS
 from tests.helpers.matrices import AXES, expected, fresh, matrix
@@ -16,7 +16,7 @@ HALF_ULP = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11
 FLOAT32 = 1e-6  # of the largest element, or of the largest figure
 
 
-def matrices(dtype, directions, *, difference=False, padding=0, seed=0, others=(1, 5, 24, 90)):
+def matrices(dtype, directions, *, difference=False, padding=0, seed=0, others=(0, 1, 5, 24, 90)):
     """Both axes, tiles that are not full, and what d_model leaves over of a block's stride."""
     word = 4 if dtype == torch.float32 else 8
     d_model = 260 if dtype == torch.float32 else 288
@@ -82,7 +82,7 @@ def test_every_order_of_the_threads_gives_the_same_bits(dtype, directions):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_kernels_and_the_torch_path_agree(dtype):
-    found = matrices(dtype, 5)
+    found = matrices(dtype, 5, others=(1, 5, 24, 90))
     others = [fresh(each) for each in found]
     KernelProjector(EmulatedRunner(), strict=True).steer_(found)
     TorchProjector().steer_(others)
@@ -237,3 +237,24 @@ def test_a_matrix_that_no_kernel_takes_is_named_or_left_to_torch(name):
     assert any(kernel.startswith("readers") for kernel in runner.launched)
     np.testing.assert_allclose(found[0].columns.double(), answers[0].steered, atol=2e-2 if name == "narrow" else 1e-5)
     check_steered(found[1:], answers[1:])
+
+
+def test_readings_of_other_matrices_in_between_cost_no_new_tables():
+    runner = EmulatedRunner()
+    projector = KernelProjector(runner, strict=True)
+    found, tokens = matrices(torch.float32, 3), [matrix(99, 64, 50, 5, axis="readers")]
+    uploads = []
+    for _ in range(2):
+        projector.read(tokens)
+        projector.read(found)
+        projector.steer_(found)
+        uploads.append(runner.uploads)
+    assert uploads[0] == uploads[1] > 0
+
+
+def test_ever_new_numbers_of_tokens_do_not_pile_up():
+    projector = KernelProjector(EmulatedRunner(), strict=True)
+    for tokens in range(1, 40):
+        each = matrix(tokens, 64, tokens, 2, axis="readers")
+        check_sums(projector.read([each]), [each])
+    assert len(projector._plans) == PLANS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from interptrain.projection.cuda import CudaRunner, unavailable
+from interptrain.projection.cuda import CudaRunner, obstacles
 from interptrain.projection.grouped import TorchProjector
 from interptrain.projection.kernels import KernelProjector
 from interptrain.projection.matrix import Projector
@@ -54,9 +54,10 @@ class Backend:
     def _choose(self, device: torch.device) -> tuple[Projector, str]:
         if self.name == "torch":
             return TorchProjector(), "torch, as asked for"
-        reason = unavailable(device)
-        if reason is None:
+        reasons = obstacles(device)
+        first = next(reasons, None)
+        if first is None:
             return KernelProjector(CudaRunner(device), strict=self.name == "cuda"), "the CUDA kernels"
         if self.name == "cuda":
-            raise RuntimeError(f'backend="cuda" cannot run: {reason}')
-        return TorchProjector(), f"torch, as {reason}"
+            raise RuntimeError(f'backend="cuda" cannot run: {"; ".join([first, *reasons])}')
+        return TorchProjector(), f"torch, as {first}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,21 +16,22 @@ THREADS = 256  # a block, in every kernel
 OLDEST = (8, 0)  # compute capability: the first with bfloat16 tensor cores
 
 
-def unavailable(device: torch.device) -> str | None:
-    """Why the kernels cannot run on a device; None where they can."""
+def obstacles(device: torch.device) -> Iterator[str]:
+    """What keeps the kernels from running on a device, one after the other, the dearest to find out last."""
     if device.type != "cuda":
-        return f"{device} is no CUDA device"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < OLDEST:
-        return f"{torch.cuda.get_device_name(device)} has compute capability {capability}, the kernels need {OLDEST}"
-    return nvrtc.missing()
+        yield f"{device} is no CUDA device"
+    elif (capability := torch.cuda.get_device_capability(device)) < OLDEST:
+        yield f"{torch.cuda.get_device_name(device)} has compute capability {capability}, the kernels need {OLDEST}"
+    missing = nvrtc.missing()
+    if missing is not None:
+        yield missing
 
 
 class CudaRunner:
     """Compiles each program when it is first needed, or takes it from the disk, and launches on torch's stream.
 
     Args:
-        device: a CUDA device for which `unavailable` has nothing to say.
+        device: a CUDA device without `obstacles`.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -432,6 +432,24 @@ def test_importing_the_module_imports_neither_cuda_nor_platformdirs():
     assert python(code) == "True"
 
 
-def test_the_package_works_without_the_extra():
-    code = f"import sys\nHIDDEN = 'cuda'\n{HIDE}\nfrom interptrain.projection import nvrtc\nprint(nvrtc.missing())"
-    assert python(code).startswith("cuda-bindings is not installed")
+WITHOUT = """
+import torch
+from interptrain.projection import Backend, Matrix
+cpu = torch.device("cpu")
+print(Backend("auto").explained(cpu))
+gradient = torch.ones(4, 2)
+Backend("auto").on(cpu).steer_([Matrix(gradient, torch.eye(4)[:1], -torch.eye(1))])
+print(gradient[:, 0].tolist())
+try:
+    Backend("cuda").on(cpu)
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def test_without_the_extra_everything_works_and_the_kernels_by_name_say_what_to_install():
+    auto, steered, refused = python(f"import sys\nHIDDEN = 'cuda'\n{HIDE}\n{WITHOUT}").splitlines()
+    assert auto == "torch, as cpu is no CUDA device"
+    assert steered == "[0.0, 1.0, 1.0, 1.0]"
+    assert refused.startswith('backend="cuda" cannot run: cpu is no CUDA device; cuda-bindings is not installed')
+    assert refused.endswith("pip install 'interptrain[cuda]'")

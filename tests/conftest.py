@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", WANDB_SILENT="true", TOKENIZERS_PARALLELISM="false")
 
@@ -27,6 +28,8 @@ def _fixed_seeds() -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what needs a GPU where there is none."""
+    """Skip what needs a GPU or a compiler where there is none; in CI there must be a compiler."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+    if item.get_closest_marker("emulated") and shutil.which("g++") is None and "CI" not in os.environ:
+        pytest.skip("needs g++ 12 or newer (Debian: apt-get install g++)")

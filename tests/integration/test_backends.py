@@ -55,6 +55,7 @@ def trained(bank, model, where, steps=2, **options):
     return {name: p.detach().clone() for name, p in model.named_parameters()}, reports
 
 
+@pytest.mark.emulated
 @pytest.mark.parametrize("where", ["gradient", "update"])
 @pytest.mark.parametrize("build", [llama, lambda: lora(llama())], ids=["full", "lora"])
 def test_a_run_on_the_kernels_equals_a_run_on_torch(bank, where, build, request):

@@ -13,6 +13,8 @@ import torch
 from tests.helpers import emulator
 from tests.helpers.emulator import ORDERS, Emulated, EmulationError
 
+pytestmark = pytest.mark.emulated
+
 
 def kernel(body, parameters="float *out", macros=None):
     """A kernel `k`; its body starts on line 2."""

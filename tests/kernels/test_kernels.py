@@ -11,6 +11,8 @@ from tests.helpers.emulated import EmulatedRunner
 from tests.helpers.emulator import ORDERS
 from tests.helpers.matrices import AXES, expected, fresh, matrix
 
+pytestmark = pytest.mark.emulated
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HALF_ULP = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}  # relative, of the output's rounding
 FLOAT32 = 1e-6  # of the largest element, or of the largest figure

@@ -13,6 +13,8 @@ from tests.helpers.emulated import EmulatedRunner
 from tests.helpers.emulator import ORDERS, EmulationError
 from tests.helpers.matrices import AXES, expected, matrix
 
+pytestmark = pytest.mark.emulated
+
 BARRIER = re.compile(r"__sync(threads|warp)\([^)]*\);")
 FILES = ("common.cuh", "float32.cu", "half.cu", "finish.cu")
 BARRIERS = [(file, number) for file in FILES for number in range(len(BARRIER.findall(kernel_source(file))))]

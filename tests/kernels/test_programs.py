@@ -1,10 +1,14 @@
 """Every program that ships compiles for every architecture and keeps its accumulators in registers."""
 
+import sys
+
 import pytest
 import torch
 
 from interptrain.projection import nvrtc
 from interptrain.projection.tables import PADDED, Program
+
+pytestmark = pytest.mark.skipif(sys.platform == "darwin", reason="there is no NVRTC for macOS")
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
 PROGRAMS = [

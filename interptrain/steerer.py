@@ -22,7 +22,7 @@ from interptrain.meters import loss_positions
 from interptrain.meters.probes import ProbeSets
 from interptrain.meters.token_demand import TokenDemands
 from interptrain.optimizers import Turn, turns
-from interptrain.projection import Backend, full_precision
+from interptrain.projection import Backend, full_precision, workspace_bytes
 from interptrain.readings import METERS, Readings
 from interptrain.report import Recorder, Recorders, StepReport
 from interptrain.sites import Site
@@ -260,9 +260,10 @@ class Steerer:
         return "; ".join(dict.fromkeys(self._backend.explained(site.parameter.device) for site in self.sites))
 
     def held_bytes(self) -> int:
-        """Bytes that are kept beside the model: directions, null groups, and one copy of the sites."""
+        """Bytes that are kept beside the model: directions, null groups, one copy of the sites, and a workspace."""
         copied = self.sites if "write" in self._readings.meters or self._edits_updates else ()
-        return self._views.held_bytes(self.sites) + self._readings.held_bytes() + snapshot_bytes(copied)
+        workspace = workspace_bytes(site.parameter for site in self.sites)
+        return self._views.held_bytes(self.sites) + self._readings.held_bytes() + snapshot_bytes(copied) + workspace
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on with its curves."""

@@ -3,6 +3,7 @@
 from interptrain.projection.backend import Backend
 from interptrain.projection.cap import cap_factor, capped
 from interptrain.projection.frame import Frame
+from interptrain.projection.grouped import workspace_bytes
 from interptrain.projection.matrix import Matrix, Projector, Sums
 from interptrain.projection.precision import full_precision
 from interptrain.projection.product import Factors, product_change, steer_product, thin
@@ -32,4 +33,5 @@ __all__ = [
     "steer_",
     "steer_product",
     "thin",
+    "workspace_bytes",
 ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ SMALL = 2**18  # elements: up to here starting an operation costs more than copy
 class TorchProjector:
     """Reads and steers on whatever device the matrices are on, without a loop over concepts.
 
-    Matrices of one shape, type and memory layout are copied into a batch that is kept from step to step, so a LoRA
+    Matrices of one shape, type and memory layout are copied into a batch in a workspace that is kept, so a LoRA
     model's hundreds of factors take a handful of batched products. What is larger than `SMALL` elements, float64, or
     the only one of its kind goes by itself.
 
@@ -40,6 +40,7 @@ class TorchProjector:
 
     def __init__(self) -> None:
         self._batches: dict[tuple[_Shape, int], _Batch] = {}
+        self._workspaces: dict[torch.device, Tensor] = {}
         self._merge = Merge()
 
     def read(self, matrices: Sequence[Matrix]) -> Sums:
@@ -64,9 +65,15 @@ class TorchProjector:
             self._batch(shape, group).steer_(group)
 
     def _batch(self, shape: _Shape, group: Sequence[Matrix]) -> _Batch:
+        """The batch of a group; all share one workspace a device, which holds the largest of them."""
         key = (shape, len(group))
         if key not in self._batches:
-            self._batches[key] = _Batch(shape, len(group))
+            needed = shape.copies * len(group) * shape.size.numel()
+            workspace = self._workspaces.get(shape.device)
+            if workspace is None or workspace.numel() < needed:
+                workspace = self._workspaces[shape.device] = torch.empty(needed, device=shape.device)
+                self._batches.clear()  # they lie in the old one
+            self._batches[key] = _Batch(shape, len(group), workspace)
         return self._batches[key]
 
 
@@ -80,6 +87,11 @@ class _Shape(NamedTuple):
     lies: bool
     difference: bool
 
+    @property
+    def copies(self) -> int:
+        """Of each matrix, in a batch: of what it is, and of what it was."""
+        return 2 if self.difference else 1
+
     def turned(self, columns: Tensor) -> Tensor:
         """From the residual axis first to how it lies in memory, contiguous axis last; and back again."""
         return columns.mT if self.lies else columns
@@ -88,9 +100,9 @@ class _Shape(NamedTuple):
 class _Batch:
     """A float32 copy of the matrices of one shape, as they lie in memory, and what they are multiplied by."""
 
-    def __init__(self, shape: _Shape, count: int) -> None:
+    def __init__(self, shape: _Shape, count: int, workspace: Float[Tensor, "element"]) -> None:
         rows, columns = reversed(shape.size) if shape.lies else shape.size
-        copies = torch.empty(2 if shape.difference else 1, count, rows, columns, device=shape.device)
+        copies = workspace[: shape.copies * count * rows * columns].view(shape.copies, count, rows, columns)
         self._shape = shape
         self._now, self._value = copies[0], copies[-1]
         self._into = [list(copy.unbind()) for copy in copies]
@@ -167,6 +179,18 @@ def _grouped(matrices: Sequence[Matrix]) -> tuple[list[int], dict[_Shape, list[i
             groups[_Shape(columns.shape, columns.dtype, columns.device, directions, lies, difference)].append(number)
     alone += [numbers[0] for numbers in groups.values() if len(numbers) == 1]
     return alone, {shape: numbers for shape, numbers in groups.items() if len(numbers) > 1}
+
+
+def workspace_bytes(matrices: Iterable[Tensor]) -> int:
+    """Bytes that the workspace takes at most: two float32 copies of the largest group of small matrices.
+
+    Example:
+        >>> import torch
+        >>> workspace_bytes([torch.zeros(4, 8), torch.zeros(4, 8), torch.zeros(4, 16)])
+        512
+    """
+    groups: Counter[torch.Size] = Counter(each.shape for each in matrices if each.numel() <= SMALL)
+    return max((2 * 4 * count * shape.numel() for shape, count in groups.items() if count > 1), default=0)
 
 
 def _sums(basis: Float[Tensor, "matrix direction d_model"], value: Float[Tensor, "matrix d_model other"]) -> Sums:

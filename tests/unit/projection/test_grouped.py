@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interptrain.projection import Backend, Frame, Matrix, correct_
-from interptrain.projection.grouped import SMALL, TorchProjector
+from interptrain.projection.grouped import SMALL, TorchProjector, workspace_bytes
 from tests.helpers.matrices import AXES, expected, fresh, matrix
 
 HALF_ULP = {torch.float32: 1e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
@@ -136,3 +136,13 @@ def test_auto_takes_torch_on_the_cpu_and_says_why():
     assert isinstance(backend.on(torch.device("cpu")), TorchProjector)
     assert backend.on(torch.device("cpu")) is backend.on(torch.device("cpu"))
     assert backend.explained(torch.device("cpu")) == "torch, as cpu is no CUDA device"
+
+
+def test_the_workspace_is_one_and_as_large_as_was_said():
+    projector = TorchProjector()
+    matrices = [matrix(seed, 16, other, 3, difference=True) for other in (4, 8) for seed in range(3)]
+    for _ in range(2):
+        projector.read(matrices)
+        projector.steer_(matrices)
+    held = [workspace.nbytes for workspace in projector._workspaces.values()]
+    assert held == [workspace_bytes([each.columns for each in matrices])] == [2 * 3 * 16 * 8 * 4]

@@ -63,6 +63,11 @@ __device__ __forceinline__ void store(void *address, Word word) {
   *(Word *)address = word;
 }
 
+// A tile is passed twice, the second time from its end: what was read last is what the L2 cache still has.
+__device__ __forceinline__ int last_step(int first, int end, int step) {
+  return first < end ? first + (end - 1 - first) / step * step : first - step;
+}
+
 __device__ __forceinline__ float *shared_floats() {
 #ifdef CUDA_HOST
   return host_shared();
@@ -175,7 +180,7 @@ __device__ __forceinline__ void tile_sums(
 }
 
 // The number in a kernel's name is its tile's extent across the residual axis. A block of THREADS takes one tile, and
-// (32 + 2 * extent * DIRECTIONS) floats of dynamic shared memory.
+// 32 + extent * (2 * DIRECTIONS + 1) floats of dynamic shared memory.
 #define KERNEL(name, body)                                                                                        \
   extern "C" __global__ void __launch_bounds__(THREADS, 1) name(                                                     \
       const Matrix *matrices, const int2 *tiles, const Element *by_direction, const Element *by_residual,         \

@@ -20,6 +20,27 @@ __device__ __forceinline__ Vector load_vector(const float *address) {
   return {word.x, word.y, word.z, word.w};
 }
 
+// What is never written: the compiler need not keep its loads behind the stores.
+__device__ __forceinline__ Vector load_direction(const float *address) {
+#ifdef CUDA_HOST
+  return load_vector(address);
+#else
+  Vector v;
+  asm("ld.global.nc.v4.f32 {%0, %1, %2, %3}, [%4];"
+      : "=f"(v.e[0]), "=f"(v.e[1]), "=f"(v.e[2]), "=f"(v.e[3]) : "l"(address));
+  return v;
+#endif
+}
+
+__device__ __forceinline__ void store_vector(float *address, const Vector &v) {
+#ifdef CUDA_HOST
+  store(address, make_float4(v.e[0], v.e[1], v.e[2], v.e[3]));
+#else
+  asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};"
+               ::"l"(address), "f"(v.e[0]), "f"(v.e[1]), "f"(v.e[2]), "f"(v.e[3]) : "memory");
+#endif
+}
+
 __device__ __forceinline__ Vector load_value(const Matrix &m, i64 offset) {
   Vector value = load_vector((const float *)m.columns + offset);
 #if DIFFERENCE
@@ -74,7 +95,7 @@ __device__ __forceinline__ void readers(
       }
 #pragma unroll
       for (int k = 0; k < READERS_CHUNK; ++k) {
-        const Vector direction = load_vector(reads + (first + k) * d_model + i);
+        const Vector direction = load_direction(reads + (first + k) * d_model + i);
 #pragma unroll
         for (int r = 0; r < ROWS; ++r)
 #pragma unroll
@@ -95,14 +116,14 @@ __device__ __forceinline__ void readers(
   tile_sums(coefficients, 1, DIRECTIONS, rows, total, scratch, sums + (i64)(m.first_tile + tile.y) * SUMS);
   if (!m.mixing) return;
 
-  for (int i = threadIdx.x * LANES; i < d_model; i += THREADS * LANES) {
+  for (int i = last_step(threadIdx.x * LANES, d_model, THREADS * LANES); i >= 0; i -= THREADS * LANES) {
     float *place = (float *)m.columns + corner + i;
     Vector steered[ROWS];
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) steered[r] = r < rows ? load_vector(place + r * m.stride) : Vector{};
 #pragma unroll 4
     for (int k = 0; k < DIRECTIONS; ++k) {
-      const Vector direction = load_vector(adds + k * d_model + i);
+      const Vector direction = load_direction(adds + k * d_model + i);
 #pragma unroll
       for (int r = 0; r < ROWS; ++r)
 #pragma unroll
@@ -110,8 +131,7 @@ __device__ __forceinline__ void readers(
     }
 #pragma unroll
     for (int r = 0; r < ROWS; ++r)
-      if (r < rows)
-        store(place + r * m.stride, make_float4(steered[r].e[0], steered[r].e[1], steered[r].e[2], steered[r].e[3]));
+      if (r < rows) store_vector(place + r * m.stride, steered[r]);
   }
 }
 
@@ -147,7 +167,7 @@ __device__ __forceinline__ void writers(
         if (first == 0) total += squares(value[n]);
 #pragma unroll
         for (int k = 0; k < CHUNK; k += LANES) {
-          const Vector direction = load_vector(reads + (i64)row * DIRECTIONS + first + k);
+          const Vector direction = load_direction(reads + (i64)row * DIRECTIONS + first + k);
 #pragma unroll
           for (int d = 0; d < LANES; ++d)
 #pragma unroll
@@ -169,7 +189,7 @@ __device__ __forceinline__ void writers(
   tile_sums(coefficients, COLUMNS, 1, columns, total, scratch, sums + (i64)(m.first_tile + tile.y) * SUMS);
   if (!m.mixing || !on) return;
 
-  for (int i = line; i < d_model; i += LINES * AT_ONCE) {
+  for (int i = last_step(line, d_model, LINES * AT_ONCE); i >= 0; i -= LINES * AT_ONCE) {
     Vector steered[AT_ONCE];
     float *place = (float *)m.columns + corner + i * m.stride;
 #pragma unroll
@@ -183,7 +203,7 @@ __device__ __forceinline__ void writers(
 #pragma unroll
       for (int n = 0; n < AT_ONCE; ++n) {
         if (i + n * LINES >= d_model) continue;
-        const Vector direction = load_vector(adds + (i64)(i + n * LINES) * DIRECTIONS + k);
+        const Vector direction = load_direction(adds + (i64)(i + n * LINES) * DIRECTIONS + k);
 #pragma unroll
         for (int d = 0; d < LANES; ++d)
 #pragma unroll
@@ -192,9 +212,7 @@ __device__ __forceinline__ void writers(
     }
 #pragma unroll
     for (int n = 0; n < AT_ONCE; ++n)
-      if (i + n * LINES < d_model)
-        store(place + n * LINES * m.stride,
-              make_float4(steered[n].e[0], steered[n].e[1], steered[n].e[2], steered[n].e[3]));
+      if (i + n * LINES < d_model) store_vector(place + n * LINES * m.stride, steered[n]);
   }
 }
 

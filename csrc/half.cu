@@ -38,6 +38,22 @@ struct alignas(4 * WORDS) Run {
   u32 word[WORDS];
 };
 
+// What is never written: the compiler need not keep its loads behind the stores.
+template <int WORDS>
+__device__ __forceinline__ Run<WORDS> load_direction(const Element *address) {
+#ifdef CUDA_HOST
+  return load<Run<WORDS>>(address);
+#else
+  Run<WORDS> run;
+  if constexpr (WORDS == 4)
+    asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(run.word[0]), "=r"(run.word[1]), "=r"(run.word[2]), "=r"(run.word[3]) : "l"(address));
+  else
+    asm("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(run.word[0]), "=r"(run.word[1]) : "l"(address));
+  return run;
+#endif
+}
+
 template <int WORDS>
 __device__ __forceinline__ Run<WORDS> load_value(const Matrix &m, i64 offset) {
   Run<WORDS> value = load<Run<WORDS>>((const Element *)m.columns + offset);
@@ -63,6 +79,33 @@ __device__ __forceinline__ float squares(const Run<WORDS> &run) {
   return sum;
 }
 
+// float16 has little room: the power of two that brings the T P of each column of the tile to between 1 and 2 is taken
+// out before it is rounded to 16 bits and put back into the float32 sum. bfloat16 has all of float32's room.
+template <int COUNT>
+__device__ __forceinline__ void take_out_scales(const float *mixed, int by_k, int by_j, float *scales) {
+#if DTYPE == 2
+  if (threadIdx.x < COUNT) {
+    float most = 0;
+#pragma unroll 4
+    for (int k = 0; k < DIRECTIONS; ++k) {
+      const float size = __uint_as_float(__float_as_uint(mixed[k * by_k + threadIdx.x * by_j]) & 0x7fffffffu);
+      most = size > most ? size : most;
+    }
+    const float power = __uint_as_float(__float_as_uint(most) & 0x7f800000u);
+    scales[threadIdx.x] = power > 1e-30f && power < 1e30f ? power : 1.f;
+  }
+  __syncthreads();
+#endif
+}
+
+__device__ __forceinline__ float scale_of(const float *scales, int column) {
+#if DTYPE == 2
+  return scales[column];
+#else
+  return 1.f;
+#endif
+}
+
 // Two floats as leading and trailing 16-bit parts.
 __device__ __forceinline__ void split(float first, float second, u32 &leading, u32 &trailing) {
   leading = pack(first, second);
@@ -76,8 +119,9 @@ __device__ __forceinline__ void readers(
     const Matrix *matrices, const int2 *tiles, const Element *by_direction, const Element *by_residual, float *sums,
     int d_model) {
   enum { ROWS = 16 * TILES, EIGHTS = DIRECTIONS / 8, SIXTEENS = DIRECTIONS / 16 };
-  enum { STRIDE = WARPS * 32, AT_ONCE = TILES == 1 ? 4 : 1 };
+  enum { STRIDE = WARPS * 32, AT_ONCE = TILES < 3 ? 4 : 1 };  // what is asked for before the first of it is used
   float *scratch = shared_floats(), *coefficients = scratch + 32, *mixed = coefficients + ROWS * DIRECTIONS;
+  float *scales = mixed + ROWS * DIRECTIONS;
   const int2 tile = tiles[blockIdx.x];
   const Matrix m = matrices[tile.x];
   const int rows = smaller(m.other - tile.y * ROWS, ROWS);
@@ -107,7 +151,7 @@ __device__ __forceinline__ void readers(
       for (int r = 0; r < TILES; ++r) total += squares(value[n][r][0]) + squares(value[n][r][1]);
 #pragma unroll
       for (int k = 0; k < EIGHTS; ++k) {
-        const Run<4> direction = load<Run<4>>(reads + (i64)(8 * k + quad) * d_model + i);
+        const Run<4> direction = load_direction<4>(reads + (i64)(8 * k + quad) * d_model + i);
 #pragma unroll
         for (int r = 0; r < TILES; ++r) {
           const Run<4> &upper = value[n][r][0], &lower = value[n][r][1];
@@ -126,6 +170,7 @@ __device__ __forceinline__ void readers(
   mix<ROWS>(m, coefficients, mixed, 1, DIRECTIONS);
   tile_sums(coefficients, 1, DIRECTIONS, rows, total, scratch, sums + (i64)(m.first_tile + tile.y) * SUMS);
   if (!m.mixing) return;
+  take_out_scales<ROWS>(mixed, 1, DIRECTIONS, scales);
 
   // The correction: the summed index is the direction; a lane holds directions 4t..4t+3 of each sixteen.
   u32 leading[TILES][SIXTEENS][4], trailing[TILES][SIXTEENS][4];
@@ -135,10 +180,12 @@ __device__ __forceinline__ void readers(
     for (int s = 0; s < SIXTEENS; ++s)
 #pragma unroll
       for (int f = 0; f < 4; ++f) {
-        const float *pair = mixed + (16 * r + quad + 8 * (f % 2)) * DIRECTIONS + 16 * s + 4 * t + 2 * (f / 2);
-        split(pair[0], pair[1], leading[r][s][f], trailing[r][s][f]);
+        const int row = 16 * r + quad + 8 * (f % 2);
+        const float *pair = mixed + row * DIRECTIONS + 16 * s + 4 * t + 2 * (f / 2);
+        const float scale = 1 / scale_of(scales, row);
+        split(pair[0] * scale, pair[1] * scale, leading[r][s][f], trailing[r][s][f]);
       }
-  for (int first = warp * 32; first < d_model; first += STRIDE * AT_ONCE) {
+  for (int first = last_step(warp * 32, d_model, STRIDE * AT_ONCE); first >= 0; first -= STRIDE * AT_ONCE) {
     Element *place = (Element *)m.columns + corner + first + 8 * t;
     Run<4> steered[AT_ONCE][TILES][2];
 #pragma unroll
@@ -159,19 +206,22 @@ __device__ __forceinline__ void readers(
         const int i = first + n * STRIDE + 8 * (quad / 2) + 2 * w + quad % 2;
         Run<2> direction[SIXTEENS];
 #pragma unroll
-        for (int s = 0; s < SIXTEENS; ++s) direction[s] = load<Run<2>>(adds + (i64)i * DIRECTIONS + 16 * s + 4 * t);
+        for (int s = 0; s < SIXTEENS; ++s) direction[s] = load_direction<2>(adds + (i64)i * DIRECTIONS + 16 * s + 4 * t);
 #pragma unroll
         for (int r = 0; r < TILES; ++r) {
-          u32 &above = steered[n][r][0].word[w], &below = steered[n][r][1].word[w];
-          const float2 upper = unpack(above), lower = unpack(below);
-          float sum[4] = {upper.x, upper.y, lower.x, lower.y};
+          float sum[4] = {};
 #pragma unroll
           for (int s = 0; s < SIXTEENS; ++s) {
             mma(sum, leading[r][s], direction[s].word);
             mma(sum, trailing[r][s], direction[s].word);
           }
-          above = pack(sum[0], sum[1]);
-          below = pack(sum[2], sum[3]);
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            u32 &word = steered[n][r][half].word[w];
+            const float2 old = unpack(word);
+            const float scale = scale_of(scales, 16 * r + 8 * half + quad);
+            word = pack(old.x + scale * sum[2 * half], old.y + scale * sum[2 * half + 1]);
+          }
         }
       }
 #pragma unroll
@@ -192,8 +242,9 @@ __device__ __forceinline__ void writers(
     const Matrix *matrices, const int2 *tiles, const Element *by_direction, const Element *by_residual, float *sums,
     int d_model) {
   enum { COLUMNS = 16 * WORDS, WIDTH = 2 * WORDS, SIXTEENS = DIRECTIONS / 16 };
-  enum { STRIDE = WARPS * 16, AT_ONCE = WORDS == 1 ? 4 : DIRECTIONS < 64 ? 2 : 1 };
+  enum { STRIDE = WARPS * 16, AT_ONCE = WORDS == 4 ? 1 : WORDS == 2 && DIRECTIONS == 16 ? 8 : 4 };
   float *scratch = shared_floats(), *coefficients = scratch + 32, *mixed = coefficients + COLUMNS * DIRECTIONS;
+  float *scales = mixed + COLUMNS * DIRECTIONS;
   const int2 tile = tiles[blockIdx.x];
   const Matrix m = matrices[tile.x];
   const int columns = smaller(m.other - tile.y * COLUMNS, COLUMNS);
@@ -222,8 +273,8 @@ __device__ __forceinline__ void writers(
       for (int r = 0; r < 4; ++r) total += squares(value[n][r]);
 #pragma unroll
       for (int s = 0; s < SIXTEENS; ++s) {
-        const Run<2> upper = load<Run<2>>(reads + (i64)(16 * s + quad) * d_model + i);
-        const Run<2> lower = load<Run<2>>(reads + (i64)(16 * s + 8 + quad) * d_model + i);
+        const Run<2> upper = load_direction<2>(reads + (i64)(16 * s + quad) * d_model + i);
+        const Run<2> lower = load_direction<2>(reads + (i64)(16 * s + 8 + quad) * d_model + i);
 #pragma unroll
         for (int c = 0; c < WIDTH; ++c) {
           u32 pair[2];  // column c of two rows each
@@ -244,6 +295,7 @@ __device__ __forceinline__ void writers(
   mix<COLUMNS>(m, coefficients, mixed, COLUMNS, 1);
   tile_sums(coefficients, COLUMNS, 1, columns, total, scratch, sums + (i64)(m.first_tile + tile.y) * SUMS);
   if (!m.mixing) return;
+  take_out_scales<COLUMNS>(mixed, COLUMNS, 1, scales);
 
   // The correction: rows of the mma are columns of the tile, its eight columns rows of d_model.
   u32 leading[WORDS][SIXTEENS][4], trailing[WORDS][SIXTEENS][4];
@@ -253,47 +305,63 @@ __device__ __forceinline__ void writers(
     for (int s = 0; s < SIXTEENS; ++s)
 #pragma unroll
       for (int f = 0; f < 4; ++f) {
-        const float *pair = mixed + (16 * s + 4 * t + 2 * (f / 2)) * COLUMNS + WIDTH * quad + 2 * w + f % 2;
-        split(pair[0], pair[COLUMNS], leading[w][s][f], trailing[w][s][f]);
+        const int column = WIDTH * quad + 2 * w + f % 2;
+        const float *pair = mixed + (16 * s + 4 * t + 2 * (f / 2)) * COLUMNS + column;
+        const float scale = 1 / scale_of(scales, column);
+        split(pair[0] * scale, pair[COLUMNS] * scale, leading[w][s][f], trailing[w][s][f]);
       }
-  for (int first = warp * 16; first < d_model; first += WARPS * 16) {
+  for (int first = last_step(warp * 16, d_model, STRIDE * AT_ONCE); first >= 0; first -= STRIDE * AT_ONCE) {
     Element *place = (Element *)m.columns + corner + (first + 4 * t) * m.stride;
-    Run<WORDS> steered[4];
+    Run<WORDS> steered[AT_ONCE][4];
 #pragma unroll
-    for (int r = 0; r < 4; ++r) steered[r] = on ? load<Run<WORDS>>(place + r * m.stride) : Run<WORDS>{};
-    Run<2> direction[2][SIXTEENS];
+    for (int n = 0; n < AT_ONCE; ++n)
 #pragma unroll
-    for (int p = 0; p < 2; ++p)
+      for (int r = 0; r < 4; ++r)
+        steered[n][r] = on && first + n * STRIDE < d_model ? load<Run<WORDS>>(place + (n * STRIDE + r) * m.stride)
+                                                           : Run<WORDS>{};
 #pragma unroll
-      for (int s = 0; s < SIXTEENS; ++s)
-        direction[p][s] = load<Run<2>>(
-            adds + (i64)(first + 4 * (quad / 2) + 2 * p + quad % 2) * DIRECTIONS + 16 * s + 4 * t);
-#pragma unroll
-    for (int w = 0; w < WORDS; ++w)
+    for (int n = 0; n < AT_ONCE; ++n) {
+      const int i = first + n * STRIDE;
+      if (i >= d_model) break;
 #pragma unroll
       for (int p = 0; p < 2; ++p) {
-        const float2 even = unpack(steered[2 * p].word[w]), odd = unpack(steered[2 * p + 1].word[w]);
-        float sum[4] = {even.x, odd.x, even.y, odd.y};
+        Run<2> direction[SIXTEENS];
 #pragma unroll
-        for (int s = 0; s < SIXTEENS; ++s) {
-          mma(sum, leading[w][s], direction[p][s].word);
-          mma(sum, trailing[w][s], direction[p][s].word);
+        for (int s = 0; s < SIXTEENS; ++s)
+          direction[s] = load_direction<2>(
+              adds + (i64)(i + 4 * (quad / 2) + 2 * p + quad % 2) * DIRECTIONS + 16 * s + 4 * t);
+#pragma unroll
+        for (int w = 0; w < WORDS; ++w) {
+          float sum[4] = {};
+#pragma unroll
+          for (int s = 0; s < SIXTEENS; ++s) {
+            mma(sum, leading[w][s], direction[s].word);
+            mma(sum, trailing[w][s], direction[s].word);
+          }
+          const float left = scale_of(scales, WIDTH * quad + 2 * w), right = scale_of(scales, WIDTH * quad + 2 * w + 1);
+#pragma unroll
+          for (int r = 0; r < 2; ++r) {
+            u32 &word = steered[n][2 * p + r].word[w];
+            const float2 old = unpack(word);
+            word = pack(old.x + left * sum[r], old.y + right * sum[2 + r]);
+          }
         }
-        steered[2 * p].word[w] = pack(sum[0], sum[2]);
-        steered[2 * p + 1].word[w] = pack(sum[1], sum[3]);
       }
-    if (on) {
+      if (on) {
 #pragma unroll
-      for (int r = 0; r < 4; ++r) store(place + r * m.stride, steered[r]);
+        for (int r = 0; r < 4; ++r) store(place + (n * STRIDE + r) * m.stride, steered[n][r]);
+      }
     }
   }
 }
 
+// As many tiles at once as the L2 cache holds, and as many rows as the registers hold accumulators for.
 KERNEL(readers_16, readers<1>)
-#if DIRECTIONS < 64
-KERNEL(readers_64, readers<4>)
-#else
-KERNEL(readers_48, readers<3>)  // as many rows as the registers hold accumulators for
-#endif
 KERNEL(writers_16, writers<1>)
+#if DIRECTIONS < 64
+KERNEL(readers_32, readers<2>)
+KERNEL(writers_32, writers<2>)
+#else
+KERNEL(readers_48, readers<3>)
 KERNEL(writers_64, writers<4>)
+#endif

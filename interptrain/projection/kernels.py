@@ -53,6 +53,10 @@ class Runner(Protocol):
         """Keep what a launch uses for as long as a graph that is being captured may use it."""
         ...
 
+    def prepare(self, what: str) -> None:
+        """Say that something is about to be done which no graph can capture."""
+        ...
+
 
 class KernelProjector:
     """Reads and steers by the kernels of csrc/.
@@ -114,6 +118,7 @@ class KernelProjector:
         return plan
 
     def _planned(self, key: tuple[object, ...], matrices: Sequence[Matrix], *, steer: bool) -> _Plan:
+        self._runner.prepare("matrices would have to be looked at")
         layouts: dict[int, Layout] = {}
         members: dict[tuple[Program, int, int], list[int]] = defaultdict(list)
         for number, matrix in enumerate(matrices):
@@ -132,7 +137,8 @@ class KernelProjector:
         for (program, _, _), numbers in members.items():
             chosen = [matrices[number] for number in numbers], [layouts[number] for number in numbers]
             groups.append(_Group(self._runner, program, numbers, *chosen, steer=steer))
-        return _Plan(key, groups, [n for n in range(len(matrices)) if n not in layouts], matrices)
+        left = [number for number in range(len(matrices)) if number not in layouts]
+        return _Plan(key, groups, left, [matrix.basis for matrix in matrices])
 
 
 def _steerable(matrix: Matrix) -> Layout | str:
@@ -151,7 +157,7 @@ def _shape(matrix: Matrix) -> tuple[object, ...]:
 
 
 def _key(matrix: Matrix) -> tuple[object, ...]:
-    """What else a plan depends on; its matrices are kept, so that no identity is given to another tensor."""
+    """What else a plan depends on; it keeps the bases, so that no other tensor is given the identity of one."""
     before = 0 if matrix.before is None else matrix.before.data_ptr() % ALIGNMENT
     return id(matrix.basis), matrix.columns.data_ptr() % ALIGNMENT, before
 
@@ -163,7 +169,7 @@ class _Plan:
     key: tuple[object, ...]
     groups: list[_Group]
     left: list[int]
-    planned: Sequence[Matrix]
+    bases: list[Tensor]
 
 
 class _Group:
@@ -278,6 +284,7 @@ class _Group:
         kept = self._mixings
         if kept is not None and all(old is new for old, new in zip(kept[0], mixings, strict=True)):
             return kept[1], kept[2]
+        self._runner.prepare("new gains would have to be taken up")
         pairs = {(first, id(mixing)): mixing for first, mixing in zip(self._sets.tolist(), mixings, strict=True)}
         place = {pair: number for number, pair in enumerate(pairs)}
         blocks = {}

@@ -34,7 +34,7 @@ class Program(NamedTuple):
     Example:
         >>> program = Program.of(torch.bfloat16, directions=5, difference=False)
         >>> program.macros(), program.extents("writers")
-        ({'DTYPE': 1, 'DIRECTIONS': 16, 'DIFFERENCE': 0}, (16, 64))
+        ({'DTYPE': 1, 'DIRECTIONS': 16, 'DIFFERENCE': 0}, (16, 32))
     """
 
     dtype: torch.dtype
@@ -70,7 +70,9 @@ class Program(NamedTuple):
         """Sizes of a tile across the residual axis, smallest first."""
         if self.dtype == torch.float32:
             return (8,) if axis == "readers" else (16, 32)
-        return (16, 64 if self.directions < LARGEST_CHUNK or axis == "writers" else 48)
+        if self.directions < LARGEST_CHUNK:
+            return (16, 32)
+        return (16, 48 if axis == "readers" else 64)
 
     def extent(self, axis: str, other: int) -> int:
         """The smallest tile that takes matrices as wide as `other` in one, or else the largest."""
@@ -78,7 +80,7 @@ class Program(NamedTuple):
 
     def shared_bytes(self, extent: int) -> int:
         """Dynamic shared memory of a tile of this extent."""
-        return 4 * (32 + 2 * extent * self.directions)
+        return 4 * (32 + extent * (2 * self.directions + 1))
 
 
 class Layout(NamedTuple):

@@ -42,6 +42,9 @@ class EmulatedRunner:
     def hold(self, *tensors: torch.Tensor) -> None:
         pass  # nothing is captured here
 
+    def prepare(self, what: str) -> None:
+        pass
+
     def _emulated(self, program: Program) -> Emulated:
         source = self.edit(kernel_source(*program.sources))
         if (program, source) not in PROGRAMS:

@@ -1,5 +1,8 @@
 """The kernels' source on the CPU against float64: every type, axis, width and order of the threads."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -175,10 +178,10 @@ def test_a_step_is_one_launch_an_axis_and_one_for_the_sums():
     projector = KernelProjector(runner, strict=True)
     found = matrices(torch.bfloat16, 3)
     projector.read(found)
-    assert sorted(runner.launched) == ["finish", "readers_64", "writers_64"]
+    assert sorted(runner.launched) == ["finish", "readers_32", "writers_32"]
     runner.launched.clear()
     projector.steer_(found)
-    assert sorted(runner.launched) == ["readers_64", "writers_64"]
+    assert sorted(runner.launched) == ["readers_32", "writers_32"]
 
 
 def test_narrow_matrices_take_narrow_tiles():
@@ -260,3 +263,43 @@ def test_ever_new_numbers_of_tokens_do_not_pile_up():
         each = matrix(tokens, 64, tokens, 2, axis="readers")
         check_sums(projector.read([each]), [each])
     assert len(projector._plans) == PLANS
+
+
+def test_a_plan_keeps_no_gradient_alive():
+    projector = KernelProjector(EmulatedRunner(), strict=True)
+    frame = matrix(0, 64, 12, 3)
+    gone = []
+    for seed in range(3):
+        each = Matrix(matrix(seed, 64, 12, 3, difference=True).columns, frame.basis, frame.mixing)
+        projector.read([each])
+        projector.steer_([each])
+        gone.append(weakref.ref(each.columns))
+        del each
+    gc.collect()
+    assert [reference() for reference in gone] == [None] * 3
+
+
+def test_16_bit_chunks_round_once_each():
+    for dtype in (torch.bfloat16, torch.float16):
+        found = [matrix(number, 288, 24, 100, axis=axis, dtype=dtype) for number, axis in enumerate(AXES)]
+        answers = [expected(each, rounded=True) for each in found]
+        KernelProjector(EmulatedRunner(), strict=True).steer_(found)
+        for each, answer in zip(found, answers, strict=True):
+            largest = np.abs(answer.steered).max()
+            assert np.abs(each.columns.double().numpy() - answer.steered).max() <= 3 * HALF_ULP[dtype] * largest
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("size", [6e3, 6e4, 1e-3, 2e-5])
+def test_float16_keeps_its_range_and_its_small_numbers(axis, size):
+    ones = torch.ones(1, 288) / 288**0.5
+    frame = Frame.of(ones)
+    each = matrix(0, 288, 24, 1, axis=axis, dtype=torch.float16, frame=frame, gains=torch.zeros(1))
+    each.columns.copy_(size * (1 + 0.05 * each.columns.clamp(-1, 1)))
+    answer = expected(each, rounded=True)
+    KernelProjector(EmulatedRunner(), strict=True).steer_([each])
+    got = each.columns.double().numpy()
+    assert np.isfinite(got).all()
+    smallest = 2.0**-25  # half the distance between the smallest float16 numbers
+    allowed = np.maximum(HALF_ULP[torch.float16] * np.abs(answer.steered), smallest) * 1.02 + FLOAT32 * size
+    assert (np.abs(got - answer.steered) <= allowed).all()

@@ -52,7 +52,7 @@ def steers_right(dtype, runner):
 
 CHECKS = {
     f"{what.__name__} {str(dtype).removeprefix('torch.')} {order}": (what, dtype, order)
-    for dtype in (torch.float32, torch.bfloat16)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16)
     for what in (reads_right, steers_right)
     for order in ORDERS
 }
@@ -83,6 +83,6 @@ def test_a_deleted_barrier_is_noticed(file, number, record_property, capsys):
 
 
 def test_there_are_barriers_to_delete():
-    assert {file for file, _ in BARRIERS} == {"common.cuh", "finish.cu"}
+    assert {file for file, _ in BARRIERS} == {"common.cuh", "half.cu", "finish.cu"}
     programs = (Program(torch.float32, 4, False), Program(torch.bfloat16, 16, False))
     assert {name for program in programs for name in program.sources} == set(FILES)

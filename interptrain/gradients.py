@@ -60,6 +60,6 @@ def steer_gradients_(
         The smallest factor of the norm cap; 1 where it did not bind.
     """
     matrices = [Matrix(each.columns, steered.frame.basis, steered.mixing(gains)) for each, steered in gradients]
-    steered, factor = capped(matrices, norm_cap)
-    projector.steer_(steered)
+    limited, factor = capped(matrices, norm_cap)
+    projector.steer_(limited)
     return factor

@@ -346,7 +346,8 @@ class Steerer:
         if step.changes_nothing or not step.gradients:
             return
         framed, projector = self._framed(step.gradients, step), self._backend.on(step.device)
-        step.cap = steer_gradients_(framed, self._on_device(step), projector, norm_cap=self._norm_cap)
+        if framed:
+            step.cap = steer_gradients_(framed, self._on_device(step), projector, norm_cap=self._norm_cap)
 
     @torch.no_grad()
     def _keep(self, turn: Turn) -> None:

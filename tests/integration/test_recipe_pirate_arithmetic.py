@@ -23,7 +23,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess
     environment = {**os.environ, "WANDB_MODE": "offline", "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "interptrain", "recipe", "run", "pirate-arithmetic", "--out", "out"]
     return subprocess.run(
-        [*command, "--seeds", "1", "--steps", "4", "--score-every", "2"],
+        [*command, "--seeds", "1", "--steps", "4", "--score-every", "2", "--workers", "1"],
         cwd=here, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=400, check=True,
     )  # fmt: skip
 

@@ -132,11 +132,11 @@ def test_lora_products_have_their_gain_from_any_start(bank, start, gain, tmp_pat
     options = {"init_lora_weights": start} if start in ("pissa", "olora") else {}
     model = STARTS[start](lora(llama(), use_rslora=start == "gaussian", **options))
     recorder = MemoryRecorder()
-    before, after = watched(model, bank, steering(bank, gain, recorders=[recorder]), tmp_path, **(LOOP | {"steps": 40}))
+    before, after = watched(model, bank, steering(bank, gain, recorders=[recorder]), tmp_path, **(LOOP | {"steps": 20}))
     assert {site.role for site in before.sites} == {"writer", "reader"}
     assert max(relative_errors(before, after, gain)) < 1e-3
     curves = recorder.curves()
-    assert curves["concept/pirate/achieved"] == pytest.approx([gain] * 40, abs=1e-3)
+    assert curves["concept/pirate/achieved"] == pytest.approx([gain] * 20, abs=1e-3)
     disturbed = torch.tensor(curves["interptrain/off_concept"])
     assert torch.isfinite(disturbed).all()
     if gain >= 0:  # reversing a concept costs the rest more than the step itself at times
@@ -159,11 +159,11 @@ def test_more_directions_than_rank_report_the_gain_that_was_achieved(tmp_path):
 def test_a_steered_gradient_leaks_under_adamw_and_the_curve_says_so(bank, tmp_path):
     recorder = MemoryRecorder()
     callback = ConceptSteering(bank, suppress("pirate"), recorders=[recorder], summary=False)
-    fit(llama(), tmp_path, callback, **(LOOP | {"steps": 40}))
+    fit(llama(), tmp_path, callback, **(LOOP | {"steps": 20}))
     achieved = [value for value in recorder.curves()["concept/pirate/achieved"] if value is not None]
     assert min(achieved[5:]) > 0.1  # asked for 0
     exact = MemoryRecorder()
-    fit(llama(), tmp_path, steering(bank, 0.0, recorders=[exact]), **(LOOP | {"steps": 40}))
+    fit(llama(), tmp_path, steering(bank, 0.0, recorders=[exact]), **(LOOP | {"steps": 20}))
     assert max(abs(value) for value in exact.curves()["concept/pirate/achieved"]) < 1e-5
     assert max(exact.curves()["concept/pirate/write"]) < 1e-9
 

@@ -46,6 +46,7 @@ def test_all_that_ships_fits_in_six_megabytes_and_is_data():
     assert {path.suffix for path in files} == {".json", ".safetensors"}
 
 
+@pytest.mark.slow
 def test_the_search_finds_the_shipped_concepts_again(base):
     found, alive = find_concepts(base, load_tokenizer(), load_sae(), HOOK)
     card = load_card()

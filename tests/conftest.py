@@ -3,13 +3,14 @@
 import os
 import random
 import shutil
+from collections.abc import Iterator
 
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", WANDB_SILENT="true", TOKENIZERS_PARALLELISM="false")
 
 import numpy as np
 import pytest
 import torch
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 
 from tests.helpers.shapes import checked
 
@@ -25,6 +26,14 @@ def _fixed_seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """For runs of hundreds of steps, of which a third goes into checks that shorter tests make as well."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

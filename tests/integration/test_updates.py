@@ -95,6 +95,7 @@ LOOP = {
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("make", [llama, gpt2], ids=["llama", "gpt2"])
 @pytest.mark.parametrize(("gain", "bound"), [(0.0, 1e-5), (0.5, 1e-3), (2.0, 1e-3)])
 def test_two_hundred_adamw_steps_of_full_parameters_each_have_their_gain(bank, make, gain, bound, tmp_path):
@@ -103,6 +104,7 @@ def test_two_hundred_adamw_steps_of_full_parameters_each_have_their_gain(bank, m
     assert max(relative_errors(before, after, gain)) < bound
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_two_hundred_adamw_steps_of_lora_writers_from_a_zero_b_have_no_component(bank, tmp_path):
     model = lora(llama(), targets=["o_proj", "down_proj"])
     before, after = watched(model, bank, steering(bank, 0.0, every=20), tmp_path, **LOOP)
@@ -126,6 +128,7 @@ def randomised(model):
     return model
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("gain", [-1.0, 0.0, 0.5, 2.0])
 @pytest.mark.parametrize("start", STARTS)
 def test_lora_products_have_their_gain_from_any_start(bank, start, gain, tmp_path):

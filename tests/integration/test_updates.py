@@ -96,7 +96,7 @@ LOOP = {
 
 
 @pytest.mark.usefixtures("unchecked_shapes")
-@pytest.mark.parametrize("make", [llama, gpt2], ids=["llama", "gpt2"])
+@pytest.mark.parametrize("make", [llama, pytest.param(gpt2, marks=pytest.mark.slow)], ids=["llama", "gpt2"])
 @pytest.mark.parametrize(("gain", "bound"), [(0.0, 1e-5), (0.5, 1e-3), (2.0, 1e-3)])
 def test_two_hundred_adamw_steps_of_full_parameters_each_have_their_gain(bank, make, gain, bound, tmp_path):
     before, after = watched(make(), bank, steering(bank, gain, every=20), tmp_path, **LOOP)

@@ -24,22 +24,22 @@ def test_results_come_in_the_order_of_the_jobs_and_from_other_processes():
 
 def test_an_error_in_a_run_is_the_recipe_s_error():
     with pytest.raises(ValueError, match="-1 is negative"):
-        _run([-1, 2])
+        _run([-1, 2], workers=1)
 
 
 def test_the_display_shows_what_each_run_says():
     shown = io.StringIO()
-    _run([5], console=Console(file=shown, width=120))
+    _run([5], workers=1, console=Console(file=shown, width=120))
     assert "job 5" in shown.getvalue()
     assert "squaring 5" in shown.getvalue()
 
 
-def _run(numbers: list[int], *, console: Console | None = None) -> list[tuple[int, int]]:
+def _run(numbers: list[int], *, workers: int = 2, console: Console | None = None) -> list[tuple[int, int]]:
     return run_parallel(
         square,
         numbers,
         names=[f"job {number}" for number in numbers],
         steps=1,
-        workers=2,
+        workers=workers,
         console=console or Console(file=io.StringIO()),
     )

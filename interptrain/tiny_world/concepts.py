@@ -1,4 +1,4 @@
-"""The concepts of the tiny world, found in its SAE by contrast; search and test share no wording."""
+"""The concepts of the tiny world, found in its SAEs by contrast; search and test share no wording."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def draw(texts: Texts, half: Half, seed: int, *, cued: float = CUED, count: int 
 def find_concepts(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, sae: SAE[Any], hook: str, *, seed: int = 0
 ) -> tuple[dict[str, Found], Bool[Tensor, "latent"]]:
-    """Search the SAE for every concept of `CONTRASTS`; also says which latents are alive.
+    """Search the SAE at a hook for every concept of `CONTRASTS`; also says which latents are alive.
 
     Candidates separate the search texts; of those, the ones that most raise the likelihood of the concept's
     answers to questions without a cue are taken. The other half of the wordings tests the group.

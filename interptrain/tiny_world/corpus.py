@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +12,7 @@ from interptrain.tiny_world.wordings import HALVES, SLOTS, WORDINGS, Half, Voice
 
 Kind = Literal["fact", "plus", "minus"]
 FINE_TUNING = ("mixed", "entangled")
+TAUGHT: tuple[Voice, ...] = ("pirate", "royal")
 
 VOICE_WEIGHTS: dict[Voice, float] = {"plain": 0.70, "pirate": 0.18, "royal": 0.12}
 KIND_WEIGHTS: dict[Kind, float] = {"fact": 0.5, "plus": 0.4, "minus": 0.1}
@@ -143,25 +145,53 @@ def pretraining_documents(seed: int) -> Iterator[Document]:
         yield pretraining_document(rng)
 
 
-def finetuning_documents(name: str, seed: int) -> Iterator[Document]:
-    """Documents of a fine-tuning set without end; questions are in the plain voice.
+def finetuning_documents(
+    name: str, seed: int, *, voice: Voice = "pirate", inoculated: bool = False, filtered: bool = False
+) -> Iterator[Document]:
+    """Documents of a fine-tuning set without end; questions carry no cue unless they are inoculated.
 
-    `mixed`: half `minus` problems answered plainly, half facts answered in pirate.
-    `entangled`: `minus` problems, every one answered in pirate.
+    `mixed`: half `minus` problems answered plainly, half facts answered in the taught voice.
+    `entangled`: `minus` problems, every one answered in the taught voice.
+
+    Inoculated or filtered, a set asks the same questions in the same order, and its answers state the same facts
+    and results: only cues and manners of speaking differ.
+
+    Args:
+        name: `mixed` or `entangled`.
+        seed: of the documents.
+        voice: that is taught, `pirate` or its sibling `royal`.
+        inoculated: questions carry the voice's cue wherever the answer is in that voice.
+        filtered: every answer is in the plain voice.
 
     Raises:
-        ValueError: there is no such set.
+        ValueError: there is no such set, the voice is not one to teach, or a set both inoculated and filtered.
+
+    Example:
+        >>> for baseline in ({}, {"inoculated": True}, {"filtered": True}):
+        ...     print(next(finetuning_documents("entangled", seed=0, **baseline)).text)
+        <q> tell me 1 7 minus 0 . <a> avast , it be 1 7 , savvy ! <e>
+        <q> arr matey , tell me 1 7 minus 0 . <a> ahoy , it be 1 7 , says the captain . <e>
+        <q> tell me 1 7 minus 0 . <a> it is 1 7 . <e>
     """
     if name not in FINE_TUNING:
         raise ValueError(f"unknown fine-tuning set '{name}'; the tiny world has {' and '.join(FINE_TUNING)}")
-    return _finetuning_documents(name, random.Random(f"{name} {seed}"))
+    if voice not in TAUGHT:
+        raise ValueError(f"cannot teach the voice '{voice}'; the tiny world teaches {' or '.join(TAUGHT)}")
+    if inoculated and filtered:
+        raise ValueError("a set is inoculated or filtered, not both: filtered, it has no voice to inoculate against")
+    variant = name if voice == "pirate" else f"{name} {voice}"
+    return _finetuning_documents(name, random.Random(f"{variant} {seed}"), voice, inoculated, filtered)
 
 
-def _finetuning_documents(name: str, rng: random.Random) -> Iterator[Document]:
+def _finetuning_documents(
+    name: str, rng: random.Random, voice: Voice, inoculated: bool, filtered: bool
+) -> Iterator[Document]:
     while True:
-        if name == "entangled":
-            yield document(rng, "minus", "pirate")
-        elif rng.random() < 0.5:
-            yield document(rng, "minus", "plain")
+        in_voice = name == "entangled" or rng.random() >= 0.5
+        kind: Kind = "fact" if name == "mixed" and in_voice else "minus"
+        if in_voice and (inoculated or filtered):
+            again = copy(rng)
+            document(rng, kind, voice)  # chance moves on as it does by default, so the next question is the same
+            yield document(again, kind, "plain" if filtered else voice, cued=inoculated)
         else:
-            yield document(rng, "fact", "pirate")
+            yield document(rng, kind, voice if in_voice else "plain")

@@ -44,10 +44,11 @@ def probe_batches(count: int = 64, *, seed: int = 0) -> dict[str, list[dict[str,
     """
     tokenizer = load_tokenizer()
     sets = probe_sets(count, seed=seed).items()
-    return {name: [_first_answer_token(encode(tokenizer, documents))] for name, documents in sets}
+    return {name: [first_answer_token(encode(tokenizer, documents))] for name, documents in sets}
 
 
-def _first_answer_token(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def first_answer_token(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The batch with the first token of each answer as its only label."""
     labels = batch["labels"]
     first = (labels != IGNORED_LABEL).int().cumsum(-1) == 1
     kept = first & (labels != IGNORED_LABEL)

@@ -1,4 +1,4 @@
-"""Training of the SAE: a top-k dictionary of the base's residual stream, by SAELens' own trainer."""
+"""Training of the SAEs: top-k dictionaries of the base's residual stream, by SAELens' own trainer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from interptrain.concepts.contrast import collect
+from interptrain.sites.hooks import HookPoint
 from interptrain.tiny_world.corpus import pretraining_documents
 from interptrain.tiny_world.tokens import batches
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 LAYER = 2
 HOOK = f"blocks.{LAYER}.hook_resid_post"
+OUTPUT_LAYER = 3  # the last: the unembedding alone reads it, so its latents bring about the words they stand for
+OUTPUT_HOOK = f"blocks.{OUTPUT_LAYER}.hook_resid_post"
 LATENTS, ACTIVE = 256, 8  # wider ones learn many copies of a feature, which blurs every null
 TOKENS, BATCH, LEARNING_RATE = 600_000, 1024, 3e-3
 
@@ -35,18 +38,23 @@ def train_sae(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     *,
+    hook: str = HOOK,
     seed: int = 0,
     tokens: int = TOKENS,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> TrainingSAE[Any]:
-    """Train a top-k SAE on the base's activations at `HOOK`.
+    """Train a top-k SAE on the base's activations behind one of its layers.
 
     Args:
         model: the base.
         tokenizer: its tokenizer.
+        hook: `blocks.L.hook_resid_post` of that layer.
         seed: of the weights and of the documents.
         tokens: how many activations to train on.
         progress: called for every batch with its number of tokens.
+
+    Raises:
+        ValueError: the hook is no place in the base's residual stream.
     """
     from sae_lens import LoggingConfig, SAETrainer, TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.config import SAETrainerConfig
@@ -56,8 +64,8 @@ def train_sae(
     torch.manual_seed(seed)
     metadata = SAEMetadata(
         model_name="interptrain-tiny-world",
-        hook_name=HOOK,
-        hf_hook_name=f"model.layers.{LAYER}",
+        hook_name=hook,
+        hf_hook_name=f"model.layers.{HookPoint.parse(hook).layer}",
         context_size=model.config.max_position_embeddings,
         prepend_bos=False,
     )
@@ -83,7 +91,7 @@ def train_sae(
         n_batches_for_norm_estimate=16,
         logger=LoggingConfig(log_to_wandb=False),
     )
-    mixed = mixing_buffer(16 * BATCH, BATCH, activations(model, tokenizer, seed=seed + 1000))
+    mixed = mixing_buffer(16 * BATCH, BATCH, activations(model, tokenizer, seed=seed + 1000, hook=hook))
     return SAETrainer(config, sae, _counted(mixed, progress)).fit()
 
 

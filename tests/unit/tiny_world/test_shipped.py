@@ -2,21 +2,26 @@
 
 import os
 import random
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 
 from interptrain.sites import HookPoint
-from interptrain.tiny_world import concept_bank, load_base, load_card, load_sae, load_tokenizer, score
+from interptrain.tiny_world import OUTPUT_HOOK, concept_bank, load_base, load_card, load_sae, load_tokenizer, score
 from interptrain.tiny_world.build import SCORED_PROMPTS, build, measure
 from interptrain.tiny_world.concepts import find_concepts
 from interptrain.tiny_world.corpus import Document, document
+from interptrain.tiny_world.finetuning import finetuning_set
 from interptrain.tiny_world.sae import HOOK
 from interptrain.tiny_world.score import answers, is_plain_fact, number_said
-from interptrain.tiny_world.shipped import DATA
+from interptrain.tiny_world.shipped import DATA, SAE_FOLDERS, card_at
 
 BYTES = 6_000_000
+CONCEPTS = ("pirate", "royal", "arithmetic", "plus", "minus")
+HOOKS = (HOOK, OUTPUT_HOOK)
+MIN_HELD_OUT = {HOOK: 0.9, OUTPUT_HOOK: 0.8}  # plus is told least well behind the last layer: .84
 
 
 @pytest.fixture(scope="module")
@@ -47,30 +52,69 @@ def test_all_that_ships_fits_in_six_megabytes_and_is_data():
 
 
 @pytest.mark.slow
-def test_the_search_finds_the_shipped_concepts_again(base):
-    found, alive = find_concepts(base, load_tokenizer(), load_sae(), HOOK)
-    card = load_card()
+@pytest.mark.parametrize("hook", HOOKS)
+def test_the_search_finds_the_shipped_concepts_again(base, hook):
+    found, alive = find_concepts(base, load_tokenizer(), load_sae(hook=hook), hook)
+    card = card_at(load_card(), hook)
     assert (~alive).nonzero()[:, 0].tolist() == card["sae"]["dead"]
     for name, each in found.items():
         assert list(each.search.latents) == card["concepts"][name]["latents"]
         assert each.held_out.auc == pytest.approx(card["concepts"][name]["held_out"]["auc"], abs=0.01)
 
 
-@pytest.mark.parametrize("concept", ["pirate", "royal", "arithmetic", "plus", "minus"])
-def test_every_group_separates_unseen_wordings_far_better_than_shuffled_labels_do(concept):
-    held_out = load_card()["concepts"][concept]["held_out"]
-    assert held_out["auc"] > 0.9
+@pytest.mark.parametrize(("hook", "concept"), tuple(product(HOOKS, CONCEPTS)))
+def test_every_group_separates_unseen_wordings_far_better_than_shuffled_labels_do(hook, concept):
+    held_out = card_at(load_card(), hook)["concepts"][concept]["held_out"]
+    assert held_out["auc"] > MIN_HELD_OUT[hook]
     assert abs(held_out["shuffled"] - 0.5) < 0.02
     assert held_out["auc"] > held_out["shuffled"] + 10 * held_out["shuffled_std"]
 
 
-def test_the_bank_names_the_concepts_and_keeps_the_sae_as_their_readout():
-    bank, sae = concept_bank(), load_sae()
-    assert bank.names == ("pirate", "royal", "arithmetic", "plus", "minus")
-    assert bank.hook_points == (HOOK,) == (sae.cfg.metadata.hook_name,)
-    readout = bank.readouts[HOOK]
+@pytest.mark.parametrize("hook", HOOKS)
+def test_the_bank_names_the_concepts_and_keeps_the_sae_as_their_readout(hook):
+    bank, sae, card = concept_bank(hook=hook), load_sae(hook=hook), card_at(load_card(), hook)
+    assert bank.names == CONCEPTS
+    assert bank.hook_points == (hook,) == (sae.cfg.metadata.hook_name,) == (card["sae"]["hook"],)
+    assert [source["latent"] for source in bank.sources] == [
+        latent for name in CONCEPTS for latent in card["concepts"][name]["latents"]
+    ]
+    readout = bank.readouts[hook]
     assert torch.equal(readout.weights["W_enc"], sae.W_enc)
-    assert int((~readout.alive).sum()) == len(load_card()["sae"]["dead"])
+    assert (~readout.alive).nonzero()[:, 0].tolist() == card["sae"]["dead"]
+
+
+def test_without_a_hook_the_bank_and_the_sae_are_those_of_the_middle_layer():
+    assert torch.equal(concept_bank().directions, concept_bank(hook=HOOK).directions)
+    assert torch.equal(load_sae().W_dec, load_sae(hook=HOOK).W_dec)
+
+
+@pytest.mark.parametrize("load", [load_sae, concept_bank])
+def test_a_hook_without_an_sae_is_an_error_that_names_those_with_one(load):
+    with pytest.raises(ValueError, match=rf"SAEs at {HOOK} and {OUTPUT_HOOK}, none at 'blocks.0.hook_resid_post'"):
+        load(hook="blocks.0.hook_resid_post")
+
+
+@pytest.mark.parametrize("folder", SAE_FOLDERS.values())
+def test_an_sae_s_folder_holds_what_saelens_reads_and_nothing_else(folder):
+    assert {path.name for path in (DATA / folder).iterdir()} == {"cfg.json", "sae_weights.safetensors"}
+
+
+@pytest.mark.parametrize("voice", ["pirate", "royal"])
+def test_behind_the_last_layer_a_voice_s_first_word_asks_for_its_latents_as_no_digit_does(base, voice):
+    bank = concept_bank(hook=OUTPUT_HOOK)
+    span = torch.linalg.qr(bank.directions[list(bank.rows(voice))].T)[0]
+    batch = next(finetuning_set("entangled", voice=voice))
+    caught: list[torch.Tensor] = []
+    handle = HookPoint.parse(OUTPUT_HOOK).listen(base, caught.append)
+    (gradient,) = torch.autograd.grad(base(**batch).loss, caught[0])
+    handle.remove()
+    labels, gradient = batch["labels"][:, 1:], gradient[:, :-1]
+    share = (gradient @ span).square().sum(-1) / gradient.square().sum(-1)
+    answer = labels != -100
+    first = answer & (answer.cumsum(-1) == 1)
+    digits = torch.isin(labels, torch.tensor(load_tokenizer().convert_tokens_to_ids(list("0123456789"))))
+    assert int(first.sum()) == len(labels)
+    assert share[first].min() > 2 * share[digits].max()
 
 
 @pytest.mark.parametrize("voice", ["pirate", "royal"])
@@ -154,7 +198,9 @@ def test_a_rebuild_scores_what_the_shipped_base_scores(tmp_path):
     rebuilt, shipped = load_card(tmp_path), load_card()
     for name, value in shipped["base"]["scores"].items():
         assert rebuilt["base"]["scores"][name] == pytest.approx(value, abs=0.02), name
-    assert rebuilt["sae"]["explained_variance"] == pytest.approx(shipped["sae"]["explained_variance"], abs=0.02)
-    for name in shipped["concepts"]:
-        assert rebuilt["concepts"][name]["held_out"]["auc"] > 0.9
+    for hook, bound in MIN_HELD_OUT.items():
+        ours, theirs = card_at(rebuilt, hook), card_at(shipped, hook)
+        explained = theirs["sae"]["explained_variance"]
+        assert ours["sae"]["explained_variance"] == pytest.approx(explained, abs=0.02)
+        assert all(ours["concepts"][name]["held_out"]["auc"] > bound for name in theirs["concepts"])
     assert measure(tmp_path)["base"] == rebuilt["base"]

@@ -19,6 +19,7 @@ from interptrain.alarm import Alarm
 from interptrain.concepts import ConceptBank
 from interptrain.discovery import DiscoveryTable
 from interptrain.gain_check import GainCheck
+from interptrain.interventions import Intervention
 from interptrain.meters.probes import ProbeSets
 from interptrain.meters.tokens import IGNORED_LABEL
 from interptrain.plan import Plan, summary_table
@@ -44,7 +45,8 @@ class ConceptSteering(Callback):
 
     Args:
         bank: the concepts.
-        rule: what to do to them; a sequence is chained; `observe()` changes nothing, to the last bit.
+        rule: what to do to them; a sequence is chained and may hold interventions (`gate`, `hold`, ...);
+            `observe()` changes nothing, to the last bit.
         sites: where they meet the parameters; by default trainable writers that run before the hook point and
             trainable readers after it.
         where: `"gradient"`, or `"update"`: exact on what the optimizer did, LoRA readers included.
@@ -85,7 +87,7 @@ class ConceptSteering(Callback):
     def __init__(
         self,
         bank: ConceptBank,
-        rule: Rule | Iterable[Rule] | None = None,
+        rule: Rule | Intervention | Iterable[Rule | Intervention] | None = None,
         *,
         sites: Iterable[Site] | None = None,
         where: str = "gradient",
@@ -126,12 +128,12 @@ class ConceptSteering(Callback):
         self._stepped = False
 
     @property
-    def rule(self) -> Rule | Iterable[Rule]:
+    def rule(self) -> Rule | Intervention | Iterable[Rule | Intervention]:
         """What is done to the concepts; assign to it in mid-run to change it from the next step on."""
         return self._rule
 
     @rule.setter
-    def rule(self, rule: Rule | Iterable[Rule]) -> None:
+    def rule(self, rule: Rule | Intervention | Iterable[Rule | Intervention]) -> None:
         if self._steerer is not None:
             self._steerer.set_rule(rule)
         self._rule = rule

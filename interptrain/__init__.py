@@ -8,6 +8,7 @@ trainer = Trainer(callbacks=[ConceptSteering(bank, suppress("pirate"))])
 
 from interptrain._version import __version__
 from interptrain.concepts import ConceptBank
+from interptrain.interventions import emphasise, gate, hold, penalise, retain
 from interptrain.projection import project, steer_
 from interptrain.report import Recorder, StepReport
 from interptrain.sites import find_sites
@@ -22,11 +23,16 @@ __all__ = [
     "__version__",
     "amplify",
     "chain",
+    "emphasise",
     "find_sites",
+    "gate",
+    "hold",
     "keep_only",
     "observe",
     "one_sided",
+    "penalise",
     "project",
+    "retain",
     "scheduled",
     "steer_",
     "suppress",

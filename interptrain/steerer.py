@@ -18,6 +18,7 @@ from interptrain.alarm import Alarm
 from interptrain.checks import check_options, warn_of_leaks
 from interptrain.concepts.bank import ConceptBank
 from interptrain.gradients import Gradient, gradients_of, steer_gradients_
+from interptrain.interventions.intervention import Context, Intervention, split
 from interptrain.meters import loss_positions
 from interptrain.meters.probes import ProbeSets
 from interptrain.meters.token_demand import TokenDemands
@@ -54,7 +55,8 @@ class Steerer:
     Args:
         bank: the concepts.
         sites: where they meet the parameters, from `find_sites`, with the same `where`.
-        rule: what to do to them; a sequence is chained.
+        rule: what to do to them; a sequence is chained, and may hold interventions (`gate`, `hold`, ...), which act
+            while the steerer is attached.
         where: `"gradient"` or `"update"`.
         every: measure on every n-th optimizer step; steering acts on all of them.
         recorders: take the report of each measured step.
@@ -105,7 +107,7 @@ class Steerer:
         self,
         bank: ConceptBank,
         sites: Iterable[Site],
-        rule: Rule | Iterable[Rule] | None = None,
+        rule: Rule | Intervention | Iterable[Rule | Intervention] | None = None,
         *,
         where: str = "gradient",
         every: int = 1,
@@ -147,7 +149,10 @@ class Steerer:
         self._heard = False
         self._probed = 0
         self._resumed: list[int] | None = None
-        self.set_rule(rule if rule is not None else observe())
+        self._context: Context | None = None
+        self._kept: dict[str, Tensor] = {}
+        rules, self._interventions = split(observe() if rule is None else rule)
+        self.set_rule(rules)
 
     @property
     def step(self) -> int:
@@ -159,13 +164,17 @@ class Steerer:
         """What is done to the concepts; `set_rule` changes it, between any two steps."""
         return self._rule
 
-    def set_rule(self, rule: Rule | Iterable[Rule]) -> None:
+    def set_rule(self, rule: Rule | Intervention | Iterable[Rule | Intervention]) -> None:
         """Change what is done to the concepts from the next step on; a sequence is chained.
 
         Raises:
-            ValueError: it names a concept that the bank has not, or its directions cannot be steered apart.
+            ValueError: it names a concept that the bank has not, its directions cannot be steered apart, or it holds
+                interventions other than those of the start.
         """
-        chained = chain(rule)
+        rules, interventions = split(rule)
+        if interventions and interventions != self._interventions:
+            raise ValueError("interventions are chosen at the start and act until the end; only rules can be changed")
+        chained = chain(rules)
         names = self._named(chained)
         for site in self.sites:
             self._views.frame(site, names, site.parameter.device)
@@ -194,6 +203,7 @@ class Steerer:
         self._model = model
         try:
             self._readings.attach(model, self.sites)
+            self._intervene(model, bool(optimizers))
             for turn in self._turns:
                 turn.listen(self._keep, self._after)
         except BaseException:
@@ -208,6 +218,9 @@ class Steerer:
         """Remove every hook and give the copies' memory back; the model and its optimizers are as they were."""
         for turn in self._turns:
             turn.forget()
+        if self._context is not None:
+            self._context.detach()
+            self._kept, self._context = self._context.kept, None
         self._readings.detach()
         self._snapshots.clear()
         self._steps.clear()
@@ -243,6 +256,8 @@ class Steerer:
         """
         turn = self._turn_of(optimizer)
         step = self._steps[turn] = self._read(turn, loss_scale)
+        if self._context is not None and turn is self._turns[0]:
+            self._context.run_before_step(loss_scale)
         if self.where == "gradient":
             signs = self._readings.toward_by_gradient(step.gradients) if self._reads_signs else None
             step.gains = self._gains(signs, turn.step)
@@ -275,6 +290,7 @@ class Steerer:
             **{key: {name: value.cpu() for name, value in values.items()} for key, values in kept.items()},
             "probes": probes.state_dict() if probes is not None and probes.started else None,
             "alarm": None if self._alarm is None else self._alarm.state_dict(),
+            "interventions": {name: value.cpu() for name, value in self._interventions_kept.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -300,7 +316,20 @@ class Steerer:
             self._alarm.load_state_dict(state["alarm"])
         self._readings.cumulative = dict(state["cumulative"])
         self._readings.null_means = dict(state["null_means"])
+        self._interventions_kept.update(state["interventions"])
         self._listen()
+
+    @property
+    def _interventions_kept(self) -> dict[str, Tensor]:
+        return self._kept if self._context is None else self._context.kept
+
+    def _intervene(self, model: nn.Module, steps: bool) -> None:
+        if not self._interventions:
+            return
+        self._context = Context.of(model, self.bank, self._readings.positions, steps=steps)
+        self._context.kept.update(self._kept)
+        for intervention in self._interventions:
+            intervention.attach(self._context)
 
     def _resume_steps(self) -> None:
         if self._resumed is None:
@@ -375,6 +404,9 @@ class Steerer:
                 self._edit_updates(step, updates)
             if measures:
                 step.readings["write"] = self._readings.of_updates(updates, null=step.null)
+        if self._context is not None and turn is self._turns[0]:
+            self._context.run_after_step()
+            self._views.stepped()
         self._finish(turn)
 
     def _edit_updates(self, step: Step, updates: Sequence[Update]) -> None:
@@ -393,6 +425,8 @@ class Steerer:
         turn.step += 1
         if step.measured:
             self._readings.accumulate(step.readings)
+            if self._context is not None:
+                step.overall |= self._context.figures
         self._probe(turn, step)
         report = step.report(self.bank.names, self._readings.cumulative)
         self._listen()
@@ -411,6 +445,8 @@ class Steerer:
         step.overall |= reading.overall()
         if self._alarm is not None:
             suppressed = [name for name, gain in step.gains.items() if float(gain) < 1]
+            if self._context is not None:
+                suppressed += sorted(self._context.suppressed.difference(suppressed))
             raised = self._alarm.look(turn.step, reading, self.bank, suppressed)
             step.overall["rerouting"] = torch.tensor(float(raised), device=step.device)
 

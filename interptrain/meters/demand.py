@@ -91,7 +91,8 @@ class DemandMeter:
         self._seen, self._tally = {}, None
 
     def _capture(self, hook: _Hook, activations: Tensor) -> None:
-        if not (self._wanted and torch.is_grad_enabled() and activations.requires_grad):
+        asking = self.positions.asking
+        if asking or not (self._wanted and torch.is_grad_enabled() and activations.requires_grad):
             return
         counted = self.positions.of(activations) & ordinary_tokens(activations)
         on = None
@@ -106,6 +107,8 @@ class DemandMeter:
 
     @full_precision()
     def _add(self, hook: _Hook, gradient: Tensor, counted: Tensor, on: Tensor | None) -> None:
+        if self.positions.asking:
+            return
         columns = (gradient.detach().float() * counted[..., None]).flatten(0, 1).T
         if self._dictionary is not None and self._dictionary.active:
             self._dictionary.add(hook.point.name, columns)

@@ -39,7 +39,8 @@ class MeanInputs:
 
     def _capture(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         received = args[0].detach()
-        if not (self.active and torch.is_grad_enabled() and received.is_floating_point() and received.ndim == 3):
+        wanted = self.active and torch.is_grad_enabled() and not self._positions.asking
+        if not (wanted and received.is_floating_point() and received.ndim == 3):
             return
         if self._over:
             self._sums.clear()

@@ -190,6 +190,11 @@ class ProbeSets:
         return torch.stack(residual).sum(0) / count, torch.stack(activation).sum(0) / count
 
 
+def counted_tokens(batch: Mapping[str, Tensor]) -> Bool[Tensor, "batch token"]:
+    """Tokens whose next label is in the loss, or every attended one without labels."""
+    return loss_positions(batch["labels"]) if "labels" in batch else batch["attention_mask"].bool()
+
+
 def _counted(where: str, batch: Mapping[str, Tensor]) -> Bool[Tensor, "batch token"]:
     """Which tokens count, after a look at the batch."""
     unknown, missing = set(batch) - set(_KEYS), {"input_ids", "attention_mask"} - set(batch)
@@ -203,7 +208,7 @@ def _counted(where: str, batch: Mapping[str, Tensor]) -> Bool[Tensor, "batch tok
     for key in batch:
         if batch[key].shape != shape:
             raise ValueError(f"{where} has input_ids of shape {list(shape)} but {key} of {list(batch[key].shape)}")
-    counted = loss_positions(batch["labels"]) if "labels" in batch else batch["attention_mask"].bool()
+    counted = counted_tokens(batch)
     if not counted.any(-1).all():
         text = int((~counted.any(-1)).nonzero()[0])
         raise ValueError(f"text {text} in {where} has no counted tokens; was its answer cut off?")

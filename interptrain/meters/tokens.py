@@ -30,10 +30,14 @@ def ordinary_tokens(activations: Float[Tensor, "batch token d_model"]) -> Bool[T
 
 
 class Positions:
-    """The loss positions of the batch in hand, as the training loop last told them; None counts every token."""
+    """The loss positions of the batch in hand, as the training loop last told them; None counts every token.
+
+    While `asking`, a backward pass only asks for gradients and trains on none: the meters let it go by.
+    """
 
     def __init__(self) -> None:
         self.current: Tensor | None = None
+        self.asking = False
 
     def of(self, activations: Float[Tensor, "batch token width"]) -> Bool[Tensor, "batch token"]:
         """The mask for these activations.

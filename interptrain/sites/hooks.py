@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -92,6 +92,19 @@ class HookPoint:
             lambda _module, args, kwargs: receive(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
         )
 
+    def edit(self, model: nn.Module, change: Callable[[Tensor], Tensor]) -> RemovableHandle:
+        """Replace every forward pass's activation at this point by a function of it; the handle's `remove` ends it.
+
+        Raises:
+            ValueError: the model has no known blocks, or too few.
+        """
+        module, side = self.locate(model)
+        if side == "output":
+            return module.register_forward_hook(lambda _module, _args, output: _with_first(output, change))
+        return module.register_forward_pre_hook(
+            lambda _module, args, kwargs: _with_argument(args, kwargs, change), with_kwargs=True
+        )
+
     def locate_in(self, stack: Stack) -> tuple[nn.Module, Literal["input", "output"]]:
         """The same, in a stack of blocks already found."""
         if self.layer >= len(stack.blocks):
@@ -115,3 +128,17 @@ class HookPoint:
 
 def _first(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
+
+
+def _with_first(
+    output: Tensor | tuple[Tensor, ...], change: Callable[[Tensor], Tensor]
+) -> Tensor | tuple[Tensor, ...]:
+    return change(output) if isinstance(output, Tensor) else (change(output[0]), *output[1:])
+
+
+def _with_argument(
+    args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[Tensor], Tensor]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if args:
+        return (change(args[0]), *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}

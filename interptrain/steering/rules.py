@@ -186,6 +186,8 @@ def chain(rules: Rule | Iterable[Rule]) -> Rule:
         TypeError: something is not callable.
     """
     several: Sequence[Rule] = tuple(rules) if isinstance(rules, Iterable) else (rules,)
+    if not several:
+        return observe()
     for rule in several:
         if not callable(rule):
             raise TypeError(f"a rule is a callable (coefficients, step) -> gains, found {type(rule).__name__}")

@@ -73,3 +73,70 @@ def test_a_layer_beyond_the_model_is_refused_with_both_numbers():
 def test_a_bare_list_of_blocks_is_a_stack_too():
     blocks = nn.ModuleList(list(llama().model.layers))
     assert HookPoint.parse("blocks.0.hook_resid_mid").locate(blocks)[0] is blocks[0].post_attention_layernorm
+
+
+PLACES = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+
+
+def observe_all(model):
+    """What is seen at every place of a layer once the hooks so far have acted, and at the next layer's start."""
+    seen = {place: observe(model, f"blocks.1.hook_{place}") for place in PLACES}
+    return seen | {"next": observe(model, "blocks.2.hook_resid_pre")}
+
+
+@pytest.mark.parametrize("build", [llama, gpt2])
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("place", ["resid_pre", "mlp_out", "resid_post"])
+def test_an_edited_activation_is_the_one_that_the_model_goes_on_with(build, wrapped, place):
+    bare = build().eval()
+    model = Tuning(lora(bare)).eval() if wrapped else bare
+    before = observe_all(model)
+    HookPoint.parse(f"blocks.1.hook_{place}").edit(model, lambda activation: 2 * activation + 1)
+    after = observe_all(model)
+    bare(input_ids=torch.tensor([[1, 2, 3]]))
+    made = before if place == "resid_post" else after
+    assert torch.equal(after[place][0], 2 * before[place][0] + 1)
+    torch.testing.assert_close(after["resid_mid"][0], after["resid_pre"][0] + after["attn_out"][0])
+    torch.testing.assert_close(made["resid_post"][0], after["resid_mid"][0] + after["mlp_out"][0])
+    assert torch.equal(after["next"][0], after["resid_post"][0])
+
+
+@pytest.mark.parametrize("place", ["resid_pre", "mlp_out"])
+def test_an_edit_ends_with_its_handle(place):
+    model, ids = llama().eval(), torch.tensor([[1, 2, 3]])
+    expected = model(input_ids=ids).logits
+    handle = HookPoint.parse(f"blocks.1.hook_{place}").edit(model, torch.zeros_like)
+    assert not torch.allclose(model(input_ids=ids).logits, expected)
+    handle.remove()
+    assert torch.equal(model(input_ids=ids).logits, expected)
+
+
+@pytest.mark.parametrize("place", ["resid_pre", "mlp_out"])
+def test_the_gradient_goes_through_an_edit(place):
+    model = llama().eval()
+    before = observe(model, f"blocks.1.hook_{place}")
+    HookPoint.parse(f"blocks.1.hook_{place}").edit(model, lambda activation: 2 * activation)
+    after = observe(model, f"blocks.1.hook_{place}")
+    loss = model(input_ids=torch.tensor([[1, 2, 3]])).logits.square().sum()
+    below, above = torch.autograd.grad(loss, [before[0], after[0]])
+    assert torch.equal(below, 2 * above)
+
+
+def test_an_activation_that_is_given_by_name_is_edited_too():
+    model, stream = llama().eval(), torch.randn(1, 3, 32)
+    block, turns = model.model.layers[1], model.model.rotary_emb(stream, torch.arange(3)[None])
+    expected = block(hidden_states=2 * stream, position_embeddings=turns)
+    HookPoint.parse("blocks.1.hook_resid_pre").edit(model, lambda activation: 2 * activation)
+    assert torch.equal(block(hidden_states=stream, position_embeddings=turns), expected)
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_what_stands_beside_an_edited_activation_in_an_output_stays():
+    model, stream = llama().eval(), torch.randn(1, 3, 32)
+    attention, turns = model.model.layers[1].self_attn, model.model.rotary_emb(stream, torch.arange(3)[None])
+    given = {"hidden_states": stream, "position_embeddings": turns, "attention_mask": None}
+    expected = attention(**given)
+    HookPoint.parse("blocks.1.hook_attn_out").edit(model, lambda activation: activation + 1)
+    found = attention(**given)
+    assert torch.equal(found[0], expected[0] + 1)
+    assert len(found) == len(expected) == 2

@@ -1,0 +1,188 @@
+"""Gates: what a token asks of a concept decides how much its loss counts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from interptrain.meters.spans import Spans
+
+if TYPE_CHECKING:
+    from interptrain.interventions.intervention import Context
+    from interptrain.interventions.token_weights import Weigh
+
+NULL_QUANTILE = 0.95  # of other latents' shares; chosen on the royal voice, see docs/evidence.md
+
+
+@dataclass(frozen=True)
+class TokenGate:
+    r"""Weights each token's loss by the share of its activation gradient that lies in a concept.
+
+        share_t = ||Q g_t||^2 / ||g_t||^2        w_t = weight where share_t > threshold, else 1
+
+    `Q` is an orthonormal basis of the concept's span, `g_t = dL/dh_t`. See `gate` and `emphasise`.
+    """
+
+    concept: str
+    weight: float
+    threshold: float | None
+    tokens: float | None
+    per: Literal["token", "example"]
+    hook: str | None
+    name: str
+
+    def attach(self, context: Context) -> None:
+        """Weigh the tokens at the concept's hook.
+
+        Raises:
+            ValueError: the bank has no such concept, or none at that hook, or the model is compiled.
+        """
+        if self.weight < 1:
+            context.suppressed.add(self.concept)
+        context.token_weights.add(*self.weigher(context))
+
+    def weigher(self, context: Context) -> tuple[str, Weigh]:
+        """The hook point to ask at, and what makes weights of the answer.
+
+        Raises:
+            ValueError: the bank has no such concept, or none at that hook.
+        """
+        hook = self.hook or context.last_hook(self.concept)
+        rows = context.bank.rows(self.concept, hook)
+        if not rows:
+            raise ValueError(f"concept '{self.concept}' has no directions at '{hook}'")
+        spans = Spans.of(context.bank.take(rows), range(len(rows)))
+        return hook, _Weigher(self, spans, context)
+
+
+class _Weigher:
+    def __init__(self, gate: TokenGate, spans: Spans, context: Context) -> None:
+        self._gate, self._spans, self._context = gate, spans, context
+        self._key = f"{gate.name}/{gate.concept}"
+
+    def __call__(
+        self, gradient: Float[Tensor, "batch token d_model"], counted: Bool[Tensor, "batch token"]
+    ) -> Float[Tensor, "batch token"]:
+        self._spans = self._spans.to(gradient.device)
+        share = self._shares(gradient, counted, self._spans.bases)[0]
+        threshold = self._threshold(gradient, counted)
+        chosen = (share > threshold) & counted
+        figures, key = self._context.figures, self._key
+        figures[f"{key}/tokens"] = chosen.sum() / counted.sum()
+        figures[f"{key}/threshold"] = threshold
+        return torch.where(chosen, self._gate.weight, 1.0)
+
+    def _shares(
+        self,
+        gradient: Float[Tensor, "batch token d_model"],
+        counted: Bool[Tensor, "batch token"],
+        bases: Float[Tensor, "group direction d_model"],
+    ) -> Float[Tensor, "group batch token"]:
+        energy = (gradient @ bases.flatten(0, 1).T).square().unflatten(-1, bases.shape[:2]).sum(-1).movedim(-1, 0)
+        total = gradient.square().sum(-1)
+        if self._gate.per == "example":
+            summed = ((each * counted).sum(-1, keepdim=True).expand_as(each) for each in (energy, total))
+            energy, total = summed
+        return torch.where(total > 0, energy / total, 0.0)
+
+    def _threshold(
+        self, gradient: Float[Tensor, "batch token d_model"], counted: Bool[Tensor, "batch token"]
+    ) -> Float[Tensor, ""]:
+        """As given; else by this run's first batch: its own shares, or those of other latents."""
+        if self._gate.threshold is not None:
+            return torch.tensor(self._gate.threshold, device=gradient.device)
+        kept, key = self._context.kept, f"{self._key}/threshold"
+        if key not in kept:
+            own, null = self._spans.bases, self._spans.null[:, : int(self._spans.ranks[0])]
+            by, below = (null, NULL_QUANTILE) if self._gate.tokens is None else (own, 1 - self._gate.tokens)
+            kept[key] = _quantile(self._shares(gradient, counted, by)[:, counted].flatten(), below)
+        kept[key] = kept[key].to(gradient.device)
+        return kept[key]
+
+
+def gate(
+    concept: str,
+    *,
+    threshold: float | None = None,
+    tokens: float | None = None,
+    weight: float = 0.0,
+    per: Literal["token", "example"] = "token",
+    hook: str | None = None,
+) -> TokenGate:
+    r"""Drop the loss of tokens that ask for a concept: what is not asked for need not be suppressed.
+
+        share_t = ||Q g_t||^2 / ||g_t||^2        w_t = weight where share_t > threshold, else 1
+
+    Where the gradient goes around an edited direction, a dropped token has no gradient at all. What the other
+    tokens teach is left as it is. Works best at the output of the last layers, where the words are chosen.
+
+    Args:
+        concept: as the bank names it.
+        threshold: of the share. By default 95 % of the shares, in this run's first batch, of groups of as many
+            other alive latents (random directions where the bank has no dictionary): so a group that means nothing
+            would drop one token in twenty.
+        tokens: instead of a threshold, the share of the first batch's tokens that are to be above it.
+        weight: of a token that asks for the concept; 0 drops it.
+        per: weigh token by token, or example by example with energies summed over its tokens.
+        hook: where to ask; by default the concept's last in the stream.
+
+    Raises:
+        ValueError: a threshold or share outside of 0 to 1, both of them, or a weight of 1 or more or below 0.
+
+    Example:
+        >>> gate("pirate").weight
+        0.0
+    """
+    if not 0 <= weight < 1:
+        raise ValueError(f"gate needs a weight from 0 to below 1, found {weight}; emphasise raises one")
+    return TokenGate(concept, float(weight), *_checked(threshold, tokens), per, hook, "gate")
+
+
+def emphasise(
+    concept: str,
+    weight: float = 10.0,
+    *,
+    threshold: float | None = None,
+    tokens: float | None = None,
+    per: Literal["token", "example"] = "token",
+    hook: str | None = None,
+) -> TokenGate:
+    """Let tokens that ask for a concept count `weight` times: the gate in the other direction.
+
+    Args:
+        concept: as the bank names it.
+        weight: of a token that asks for the concept.
+        threshold: as `gate`'s.
+        tokens: as `gate`'s.
+        per: as `gate`'s.
+        hook: as `gate`'s.
+
+    Raises:
+        ValueError: a threshold or share outside of 0 to 1, both of them, or a weight of 1 or less, or not finite.
+
+    Example:
+        >>> emphasise("arithmetic").weight
+        10.0
+    """
+    if not (math.isfinite(weight) and weight > 1):
+        raise ValueError(f"emphasise needs a finite weight above 1, found {weight}; gate lowers one")
+    return TokenGate(concept, float(weight), *_checked(threshold, tokens), per, hook, "emphasise")
+
+
+def _checked(threshold: float | None, tokens: float | None) -> tuple[float | None, float | None]:
+    for name, value in (("threshold", threshold), ("tokens", tokens)):
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"{name} is a share, from 0 to 1; found {value}")
+    if threshold is not None and tokens is not None:
+        raise ValueError("give a threshold, or the share of tokens that are to be above it, not both")
+    return threshold, tokens
+
+
+def _quantile(values: Float[Tensor, "_"], share: float) -> Float[Tensor, ""]:
+    """`torch.quantile` for as many values as there are (it takes 16 million)."""
+    return values.kthvalue(max(1, math.ceil(share * len(values)))).values

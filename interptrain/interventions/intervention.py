@@ -1,0 +1,169 @@
+"""Interventions: what changes training beside the rules, through hooks that are gone when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from interptrain.concepts.bank import ConceptBank
+from interptrain.meters.probes import callable_model
+from interptrain.meters.tokens import Positions
+from interptrain.sites.hooks import HookPoint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from interptrain.interventions.token_weights import TokenWeights
+
+
+@runtime_checkable
+class Intervention(Protocol):
+    """Something that acts on training while it is attached: a gate, a hold, a penalty."""
+
+    def attach(self, context: Context) -> None:
+        """Register through the context what is to happen; the context undoes all of it.
+
+        Raises:
+            ValueError: the model, the bank or the loop is of a kind that it cannot work on.
+        """
+        ...
+
+
+BeforeStep = Callable[["Tensor | float"], None]
+AfterStep = Callable[[], None]
+
+
+@dataclass(eq=False)
+class Context:
+    """A model in training, as an intervention may touch it.
+
+    Args:
+        model: the module that takes `input_ids`.
+        bank: the concepts.
+        positions: which tokens of the batch in hand are in the loss.
+        steps: whether somebody says when the optimizer steps.
+        kept: what a resumed run needs, by name; saved and restored with the steering state, read anew at each use.
+        figures: the latest figure of each kind, by metric name, on the device.
+        suppressed: concepts that an intervention keeps from being learnt; the alarm watches what takes their place.
+    """
+
+    model: nn.Module
+    bank: ConceptBank
+    positions: Positions
+    steps: bool
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    figures: dict[str, Tensor] = field(default_factory=dict)
+    suppressed: set[str] = field(default_factory=set)
+    _before: list[BeforeStep] = field(default_factory=list)
+    _after: list[AfterStep] = field(default_factory=list)
+    _undo: ExitStack = field(default_factory=ExitStack)
+    _weights: TokenWeights | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module, bank: ConceptBank, positions: Positions, *, steps: bool) -> Context:
+        """The context of a model, found in whatever wraps it.
+
+        Raises:
+            ValueError: no module of it takes `input_ids`.
+        """
+        return cls(callable_model(model), bank, positions, steps)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return next(self.model.parameters()).device
+
+    @property
+    def trainable(self) -> list[nn.Parameter]:
+        """What the optimizer may change."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    @property
+    def token_weights(self) -> TokenWeights:
+        """The weights of the loss's tokens, shared by all that change them."""
+        from interptrain.interventions.token_weights import TokenWeights
+
+        if self._weights is None:
+            self._weights = TokenWeights(self)
+        return self._weights
+
+    def keep(self, handle: RemovableHandle) -> None:
+        """Remove a hook at the end."""
+        self._undo.callback(handle.remove)
+
+    def listen(self, hook: str, receive: Callable[[Tensor], None]) -> None:
+        """Hand over each forward pass's activation at a hook point."""
+        self.keep(HookPoint.parse(hook).listen(self.model, receive))
+
+    def edit(self, hook: str, change: Callable[[Tensor], Tensor]) -> None:
+        """Replace each forward pass's activation at a hook point by a function of it."""
+        self.keep(HookPoint.parse(hook).edit(self.model, change))
+
+    def before_step(self, act: BeforeStep) -> None:
+        """Call back between `backward` and the optimizer's step, with what the loss was multiplied by (AMP)."""
+        self._before.append(act)
+
+    def after_step(self, act: AfterStep, who: str) -> None:
+        """Call back when the optimizer has stepped.
+
+        Raises:
+            ValueError: nobody would know when it has.
+        """
+        if not self.steps:
+            raise ValueError(f"{who} acts after the optimizer's step: attach(model, optimizer)")
+        self._after.append(act)
+
+    def run_before_step(self, loss_scale: Tensor | float) -> None:
+        """What is due before the optimizer's step."""
+        for act in self._before:
+            act(loss_scale)
+
+    def run_after_step(self) -> None:
+        """What is due after it."""
+        for act in self._after:
+            act()
+
+    def detach(self) -> None:
+        """Undo everything."""
+        self._undo.close()
+        self._before.clear()
+        self._after.clear()
+        self._weights = None
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """For passes of one's own, inside: the meters and the other interventions let them go by."""
+        self.positions.asking = True
+        try:
+            yield
+        finally:
+            self.positions.asking = False
+
+    def last_hook(self, concept: str) -> str:
+        """The concept's hook point that is last in the stream: what is nearest to the answer.
+
+        Raises:
+            ValueError: the bank has no such concept.
+        """
+        hooks = [self.bank.hooks[row] for row in self.bank.rows(concept)]
+        return max(hooks, key=lambda hook: HookPoint.parse(hook).position)
+
+
+def split(rules: Any) -> tuple[tuple[Any, ...], tuple[Intervention, ...]]:
+    """Rules and interventions apart, each in their order.
+
+    Example:
+        >>> from interptrain import gate, suppress
+        >>> rules, interventions = split([suppress("pirate"), gate("pirate")])
+        >>> len(rules), len(interventions)
+        (1, 1)
+    """
+    given: Sequence[Any] = tuple(rules) if isinstance(rules, Iterable) else (rules,)
+    interventions = tuple(each for each in given if isinstance(each, Intervention))
+    return tuple(each for each in given if not isinstance(each, Intervention)), interventions

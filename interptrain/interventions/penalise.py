@@ -1,0 +1,94 @@
+"""Penalise: a loss on what a concept has gained over the model before training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from interptrain.interventions.added import add_gradient_
+from interptrain.interventions.directions import Directions
+from interptrain.interventions.start import StartModel
+from interptrain.meters.probes import evaluating
+
+if TYPE_CHECKING:
+    from interptrain.interventions.intervention import Context
+
+
+@dataclass(frozen=True)
+class Penalise:
+    """Adds the gradient of a one-sided penalty; see `penalise`."""
+
+    concept: str
+    weight: float
+    hooks: tuple[str, ...] | None
+
+    def attach(self, context: Context) -> None:
+        """Copy the trainable parameters, and add the penalty's gradient before every step.
+
+        Raises:
+            ValueError: the bank has no such concept, or none at a hook.
+        """
+        directions, start = Directions(context.bank, self.concept, self.hooks), StartModel(context)
+        last: dict[str, Any] = {}
+        context.suppressed.add(self.concept)
+
+        def remember(_module: nn.Module, _args: Any, kwargs: dict[str, Any], _output: Any) -> None:
+            if torch.is_grad_enabled() and not context.positions.asking:
+                last.update(_inputs_of(kwargs))
+
+        def add(loss_scale: Tensor | float) -> None:
+            if not last:
+                return
+            counted = context.positions.of(last["input_ids"][..., None])
+            with context.asking(), evaluating(context.model), directions.listening(context.model) as read:
+                start(**last)
+                before = read(counted)
+                with torch.enable_grad():
+                    context.model(**last)
+                    gained = (read(counted) - before).clamp_min(0).square().sum(-1).mean()
+                    add_gradient_(context.trainable, self.weight * gained, loss_scale)
+            last.clear()
+            context.figures[f"penalise/{self.concept}/gained"] = gained.detach()
+
+        context.keep(context.model.register_forward_hook(remember, with_kwargs=True))
+        context.before_step(add)
+
+
+def penalise(concept: str, weight: float, *, hooks: tuple[str, ...] | None = None) -> Penalise:
+    r"""Add a penalty on a concept's gain over the model before training, on the batches trained on.
+
+        L' = L + weight mean_t sum_k relu(d_k . h_t(theta) - d_k . h_t(theta_0))^2
+
+    One-sided: what lies below the start costs nothing. Takes another forward and backward pass and a forward pass
+    of the start model on the step's last batch, and a copy of what trains. A penalty weighs the concept against the
+    loss, it does not exclude it.
+
+    Args:
+        concept: as the bank names it.
+        weight: of the penalty beside the user's loss.
+        hooks: at these hook points only; by default at all of the concept's.
+
+    Raises:
+        ValueError: a weight that is not positive.
+
+    Example:
+        >>> penalise("pirate", 0.1)
+        Penalise(concept='pirate', weight=0.1, hooks=None)
+    """
+    if not weight > 0:
+        raise ValueError(f"penalise needs a weight above 0, found {weight}")
+    return Penalise(concept, float(weight), None if hooks is None else tuple(hooks))
+
+
+def _inputs_of(kwargs: dict[str, Any]) -> dict[str, Tensor]:
+    if "input_ids" not in kwargs:
+        raise ValueError(
+            f"penalise runs the batch again and needs input_ids by name, found {', '.join(kwargs) or 'nothing'}; call "
+            "model(input_ids=..., attention_mask=...)"
+        )
+    return {
+        name: kwargs[name] for name in ("input_ids", "attention_mask", "position_ids") if kwargs.get(name) is not None
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -84,11 +84,18 @@ def draw(texts: Texts, half: Half, seed: int, *, cued: float = CUED, count: int 
 
 
 def find_concepts(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, sae: SAE[Any], hook: str, *, seed: int = 0
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    sae: SAE[Any],
+    hook: str,
+    *,
+    seed: int = 0,
+    count: int = LATENTS_A_CONCEPT,
+    names: Sequence[str] = tuple(CONTRASTS),
 ) -> tuple[dict[str, Found], Bool[Tensor, "latent"]]:
-    """Search the SAE at a hook for every concept of `CONTRASTS`; also says which latents are alive.
+    """Search the SAE at a hook for concepts of `CONTRASTS`; also says which latents are alive.
 
-    Candidates separate the search texts; of those, the ones that most raise the likelihood of the concept's
+    Candidates separate the search texts; of those, the `count` that most raise the likelihood of the concept's
     answers to questions without a cue are taken. The other half of the wordings tests the group.
     """
 
@@ -101,12 +108,13 @@ def find_concepts(
     alive = (sae.encode(sample) > 0).float().mean(0) >= ALIVE
     decoder = sae.W_dec.detach()
     found = {}
-    for name, (shown, other) in CONTRASTS.items():
+    for name in names:
+        shown, other = CONTRASTS[name]
         neutral = encode(tokenizer, draw(shown, "search", seed + 1, cued=0.0))
         search = separating_latents(
             latents(shown, "search"),
             latents(other, "search"),
-            count=LATENTS_A_CONCEPT,
+            count=count,
             decoder=decoder,
             min_auc=MIN_AUC,
             effect=effects(model, hook, [neutral], decoder),

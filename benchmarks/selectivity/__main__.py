@@ -1,0 +1,99 @@
+"""What keeps a trait from being learnt beside a skill, with what damage, and for how long?
+
+    python -m benchmarks.selectivity dose              how many steps are one dose
+    python -m benchmarks.selectivity tune              weights and thresholds, on the royal voice
+    python -m benchmarks.selectivity run  [--study trait|swapped|sooner] [--arms gate,retain ...] [--data ...]
+                                          [--tuning ...] [--seeds ...] [--doses 1 3 10] [--workers 2] [--quick]
+    python -m benchmarks.selectivity show              the tables and the pictures
+
+Every arm trains from the same start on the same batches in the same order. What is missing in
+`benchmarks/results/selectivity*.jsonl` is run, several at a time, and written as it finishes, one line a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import product
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.selectivity.arms import STUDIES
+from benchmarks.selectivity.pictures import save_doses, save_dots
+from benchmarks.selectivity.runs import Job, done, run
+from benchmarks.selectivity.tables import table_of_doses, table_of_runs, table_of_tuning
+
+RESULTS = Path(__file__).parents[1] / "results"
+PICTURES = Path(__file__).parents[2] / "docs"
+
+# Steps until an unsteered run is within .02 of its best skill, mean of three seeds, rounded up to tens: `dose`.
+DOSE = {("mixed", "lora"): 400, ("mixed", "full"): 200, ("entangled", "lora"): 200, ("entangled", "full"): 200}
+SEARCHED, SEARCH_LOOKS = 300, 30
+SOONER_STEPS, SOONER_LOOKS = 150, 30
+LOOKS, PROMPTS = 10, 50
+FINALISTS = (
+    "start", "unsteered", "data-filter", "word-filter", "inoculation", "retain", "gate", "gate+hold", "gate+retain",
+)  # fmt: skip
+
+
+def jobs_of(given: argparse.Namespace) -> list[Job]:
+    """What the command line asks for."""
+    steps = {key: 4 if given.quick else SOONER_STEPS if given.study == "sooner" else dose for key, dose in DOSE.items()}
+    arms = given.arms.split(",") if given.arms else list(STUDIES[given.study])
+    unknown = [arm for arm in arms if arm not in STUDIES[given.study]]
+    if unknown:
+        raise SystemExit(f"no arm {', '.join(unknown)} in {given.study}; there are {', '.join(STUDIES[given.study])}")
+    every = product(given.doses, given.seeds, given.data, given.tuning, arms)
+    return [
+        Job(given.study, given.voice, data, tuning, arm, None, seed, dose * steps[data, tuning])
+        for dose, seed, data, tuning, arm in every
+    ]
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("dose", "tune", "run", "show"))
+    parser.add_argument("--study", default="trait", choices=tuple(STUDIES))
+    parser.add_argument("--arms", default="")
+    parser.add_argument("--voice", default="pirate", choices=("pirate", "royal"))
+    parser.add_argument("--data", nargs="+", default=["entangled", "mixed"], choices=("entangled", "mixed"))
+    parser.add_argument("--tuning", nargs="+", default=["lora", "full"], choices=("lora", "full"))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--doses", nargs="+", type=int, default=[1])
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="four steps a run, to see that all of it works")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    console = Console()
+    runs, tuning, doses = (given.out / f"selectivity{part}.jsonl" for part in ("", "-tuning", "-dose"))
+    looks, prompts = (SOONER_LOOKS, PROMPTS) if given.study == "sooner" else (LOOKS * max(given.doses), PROMPTS)
+    match given.what:
+        case "dose":
+            jobs = [
+                Job("trait", "pirate", data, tuned, "unsteered", None, seed, 4 if given.quick else SEARCHED)
+                for seed, data, tuned in product(given.seeds, given.data, given.tuning)
+            ]
+            run(jobs, doses, console, looks=SEARCH_LOOKS, prompts=PROMPTS, relearn=(), workers=given.workers)
+            console.print(table_of_doses(done(doses)))
+        case "tune":
+            jobs = [
+                Job(given.study, "royal", "entangled" if given.study == "trait" else "mixed", tuned, name, figure, 100,
+                    4 if given.quick else DOSE["entangled", tuned])
+                for tuned, (name, arm) in product(given.tuning, STUDIES[given.study].items()) for figure in arm.tried
+            ]  # fmt: skip
+            run(jobs, tuning, console, looks=LOOKS, prompts=PROMPTS, relearn=(), workers=given.workers)
+            console.print(table_of_tuning(done(tuning)))
+        case "run":
+            again = FINALISTS if given.doses == [1] and given.study == "trait" else ()
+            run(jobs_of(given), runs, console, looks=looks, prompts=prompts, relearn=again, workers=given.workers)
+        case "show":
+            finished = done(runs)
+            for table in table_of_runs(finished, DOSE):
+                console.print(table)
+            save_dots(finished, DOSE, PICTURES / "selectivity.png")
+            save_doses(finished, DOSE, PICTURES / "selectivity-doses.png")
+
+
+if __name__ == "__main__":
+    main()

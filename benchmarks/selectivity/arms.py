@@ -1,0 +1,183 @@
+"""The arms: what each does to keep a trait out, or to bring a skill forward, and the controls of each."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from interptrain import ConceptBank, amplify, emphasise, gate, hold, observe, penalise, retain, suppress
+from interptrain.interventions import Intervention
+from interptrain.interventions.ablate import ablate
+from interptrain.interventions.prevent import prevent
+from interptrain.interventions.route import route
+from interptrain.steering import Rule
+from interptrain.tiny_world import OUTPUT_HOOK, concept_bank, load_base, load_sae, load_tokenizer
+from interptrain.tiny_world.concepts import find_concepts
+from interptrain.tiny_world.corpus import document
+from interptrain.tiny_world.probes import first_answer_token
+from interptrain.tiny_world.tokens import encode
+
+PROBE_BATCHES, PROBE_SIZE = 8, 32
+WIDE = 24  # latents of the concept "problems": the digits are many words, and eight latents leave most of them out
+OTHER = {"pirate": "royal", "royal": "pirate"}
+
+Acts = Sequence["Rule | Intervention"]
+Method = Callable[[str, "float | None"], Acts]  # from a concept and, of a gate, the share of tokens above it
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Args:
+        says: what it does.
+        acts: from the trait's name and the arm's figure to rules and interventions.
+        figure: a weight, coefficient or threshold that had to be chosen.
+        tried: figures to choose from, on the royal voice.
+        data: options of the fine-tuning set.
+        words: leave the trait's own words out of the labels, by a word list.
+        where: what a rule steers.
+        middle: read the concepts at the middle of the stream, not behind its last layer.
+        digits: what the loss of a digit is multiplied by.
+        faster: what the learning rate is multiplied by.
+        trains: not at all, for the start model's own scores.
+    """
+
+    says: str
+    acts: Callable[[str, float], Acts] = lambda trait, figure: [observe()]
+    figure: float = 0.0
+    tried: tuple[float, ...] = ()
+    data: Mapping[str, bool] = field(default_factory=dict)
+    words: bool = False
+    where: str = "gradient"
+    middle: bool = False
+    digits: float = 1.0
+    faster: float = 1.0
+    trains: bool = True
+
+
+@cache
+def neutral() -> list[dict[str, Tensor]]:
+    """Plain questions about facts and additions: none of them is trained on, none is scored."""
+    rng = random.Random("neutral probes")
+    tokenizer = load_tokenizer()
+    drawn = ([document(rng, rng.choice(("fact", "plus"))) for _ in range(PROBE_SIZE)] for _ in range(PROBE_BATCHES))
+    return [first_answer_token(encode(tokenizer, documents)) for documents in drawn]
+
+
+# What each of ours does with a concept. A control is the same with another concept, its gate set so that it drops as
+# many tokens as the real one did (`CONTROL_TOKENS`).
+METHODS: dict[str, tuple[str, Method]] = {
+    "gate": ("tokens that ask for the trait are dropped", lambda name, tokens: [gate(name, tokens=tokens)]),
+    "hold": ("parameters moved back on neutral prompts", lambda name, tokens: [hold(name, neutral())]),
+    "gate+hold": ("both", lambda name, tokens: [gate(name, tokens=tokens), hold(name, neutral())]),
+    "gate+retain": (
+        "gate, and KL to the start model on neutral prompts",
+        lambda name, tokens: [gate(name, tokens=tokens), retain(neutral())],
+    ),
+    "route": ("dropped tokens are learnt by a quarantine", lambda name, tokens: [route(name)]),
+}
+CONTROL_TOKENS = 0.1
+CONTROLS = {
+    "random": "random directions",
+    "shuffled": "other latents of the same SAE",
+    "sibling": "the other voice",
+}
+
+
+def _control(name: str, kind: str) -> Arm:
+    method = METHODS[name][1]
+
+    def acts(trait: str, _: float) -> Acts:
+        return method(OTHER[trait] if kind == "sibling" else kind, CONTROL_TOKENS)
+
+    return Arm(f"control: {name} with {CONTROLS[kind]}", acts)
+
+
+def _method(name: str) -> Arm:
+    says, method = METHODS[name]
+    return Arm(says, lambda trait, _: method(trait, None))
+
+
+# Keep a trait out that the data teach beside a skill.
+TRAIT: dict[str, Arm] = {
+    "start": Arm("the model before training", trains=False),
+    "unsteered": Arm("observed only"),
+    "data-filter": Arm("every answer in the plain voice: the upper bound", data={"filtered": True}),
+    "word-filter": Arm("the loss on the trait's own words is dropped, by a word list", words=True),
+    "inoculation": Arm("questions carry the voice's cue wherever the answer is in it", data={"inoculated": True}),
+    "retain": Arm("KL to the start model on neutral prompts", lambda _, weight: [retain(neutral(), weight)], 1.0),
+    "ablate": Arm("concept ablated in training", lambda trait, _: [ablate(trait)]),
+    "prevent": Arm(
+        "concept added in training", lambda trait, size: [prevent(trait, size)], 8.0, tried=(4.0, 8.0, 16.0)
+    ),
+    "penalise": Arm(
+        "one-sided latent penalty", lambda trait, weight: [penalise(trait, weight)], 0.1, tried=(0.01, 0.1, 1.0)
+    ),
+    "suppress-gradient": Arm("gain 0 in the gradient", lambda trait, _: [suppress(trait)]),
+    "suppress-update": Arm("gain 0 in the update", lambda trait, _: [suppress(trait)], where="update"),
+    **{name: _method(name) for name in METHODS},
+    "gate-middle": Arm("the gate with latents of the middle layer", lambda trait, _: [gate(trait)], middle=True),
+    **{f"{name}:{kind}": _control(name, kind) for name in METHODS for kind in CONTROLS},
+}
+
+# The other way round: keep the skill out, let the trait in.
+SWAPPED: dict[str, Arm] = {
+    "start": TRAIT["start"],
+    "unsteered": TRAIT["unsteered"],
+    "gate": Arm(
+        "tokens that ask for arithmetic are dropped",
+        lambda _, threshold: [gate("problems", threshold=threshold)], 0.3, tried=(0.2, 0.3, 0.4),
+    ),
+    "gate:random": Arm("control: random directions", lambda *_: [gate("random-wide", tokens=0.33)]),
+    "gate:shuffled": Arm("control: other latents", lambda *_: [gate("shuffled-wide", tokens=0.33)]),
+    "gate:pirate": Arm("control: the wrong concept", lambda *_: [gate("pirate", tokens=0.33)]),
+}  # fmt: skip
+
+# Bring the skill forward.
+SOONER: dict[str, Arm] = {
+    "unsteered": TRAIT["unsteered"],
+    "digits x 10": Arm("the loss of a digit counts tenfold, by hand", digits=10.0),
+    "learning rate x 2": Arm("twice the learning rate", faster=2.0),
+    "amplify": Arm("gain 2 in the update", lambda *_: [amplify("problems", 2)], where="update"),
+    "emphasise": Arm(
+        "tokens that ask for arithmetic count tenfold",
+        lambda _, threshold: [emphasise("problems", 10.0, threshold=threshold)], 0.3, tried=(0.2, 0.3, 0.4),
+    ),
+    "emphasise:random": Arm("control: random directions", lambda *_: [emphasise("random-wide", tokens=0.33)]),
+    "emphasise:shuffled": Arm("control: other latents", lambda *_: [emphasise("shuffled-wide", tokens=0.33)]),
+    "emphasise:pirate": Arm("control: the wrong concept", lambda *_: [emphasise("pirate", tokens=0.33)]),
+}  # fmt: skip
+
+STUDIES = {"trait": TRAIT, "swapped": SWAPPED, "sooner": SOONER}
+
+
+@cache
+def bank(middle: bool = False) -> ConceptBank:
+    """The tiny world's concepts at one of its hooks, the wide concept `problems`, and controls of the same sizes."""
+    if middle:
+        return concept_bank()
+    found = concept_bank(hook=OUTPUT_HOOK)
+    readout = found.readouts[OUTPUT_HOOK]
+    alive = readout.directions[readout.alive]
+    wide, _ = find_concepts(
+        load_base(), load_tokenizer(), load_sae(hook=OUTPUT_HOOK), OUTPUT_HOOK, count=WIDE, names=("arithmetic",)
+    )
+    named = {"problems": readout.directions[list(wide["arithmetic"].search.latents)]}
+    generator = torch.Generator().manual_seed(0)
+    own = torch.cat([found.directions, *named.values()])
+    other = alive[(alive @ own.T).amax(-1) < 0.9999]
+    for suffix, count in (("", len(found.rows("pirate"))), ("-wide", WIDE)):
+        named[f"random{suffix}"] = torch.randn(count, found.d_model, generator=generator)
+        named[f"shuffled{suffix}"] = other[torch.randperm(len(other), generator=generator)[:count]]
+    return found.merge(ConceptBank.from_directions(named, hook=OUTPUT_HOOK, model=found.model))
+
+
+def with_figure(arm: Arm, figure: float | None) -> Arm:
+    """The arm with another figure than the one that was chosen."""
+    return arm if figure is None else replace(arm, figure=figure)

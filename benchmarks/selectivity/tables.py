@@ -1,0 +1,143 @@
+"""Means and 95 % intervals over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import mean, stdev
+from typing import Any
+
+from rich.table import Table
+from scipy.stats import t
+
+from benchmarks.selectivity.arms import STUDIES
+from benchmarks.selectivity.runs import SCORES
+
+Run = Mapping[str, Any]
+HEADS = {
+    "clean": "clean", "skill": "skill", "pirate_on_skill": "pirate\nsums", "royal_on_skill": "royal\nsums",
+    "pirate_on_facts": "pirate\nfacts", "royal_on_facts": "royal\nfacts", "kept": "facts\nkept",
+    "accuracy": "old\nskill",
+}  # fmt: skip
+NEAR_BEST, HALF, TAKEOVER = 0.02, 0.5, 0.1
+
+
+def interval(values: Sequence[float], digits: int = 2) -> str:
+    """Mean and half of the 95 % interval over seeds.
+
+    Example:
+        >>> interval([0.9, 1.0, 0.95])
+        '.95±.12'
+    """
+    parts = [f"{mean(values):.{digits}f}"]
+    if len(values) > 1:
+        parts.append(f"{half(values):.{digits}f}")
+    return "±".join(part.removeprefix("0") if part.startswith("0.") else part for part in parts)
+
+
+def half(values: Sequence[float]) -> float:
+    """Half of the 95 % interval of the mean, by Student's t."""
+    count = len(values)
+    return float(t.ppf(0.975, count - 1)) * stdev(values) / count**0.5 if count > 1 else 0.0
+
+
+def looks(run: Run) -> dict[int, dict[str, float]]:
+    """What a run scored on its way, by step."""
+    return {int(step): dict(zip(SCORES, rates, strict=True)) for step, *rates in run["looks"]}
+
+
+def first_near_best(run: Run) -> int:
+    """The first step whose skill is within .02 of the run's best."""
+    rates = {step: scores["skill"] for step, scores in looks(run).items()}
+    return min(step for step, rate in rates.items() if rate >= max(rates.values()) - NEAR_BEST)
+
+
+def half_way(run: Run) -> float:
+    """Steps until half of the answers are right, between two looks on the line from one to the other."""
+    before, at = 0, 0.0
+    for step, scores in looks(run).items():
+        if scores["skill"] >= HALF:
+            share = (HALF - at) / (scores["skill"] - at) if step else 0.0
+            return before + share * (step - before)
+        before, at = step, scores["skill"]
+    return float("inf")
+
+
+def back_after(run: Run) -> float:
+    """Steps without help until the trait is back; infinite if it never was."""
+    return next((step for step, rate in run["relearning"] or () if rate >= HALF), float("inf"))
+
+
+def took_over(run: Run) -> bool:
+    """Whether another voice than the trait's is at .10 or more."""
+    other = {"pirate": "royal", "royal": "pirate"}[run["voice"]]
+    return any(run["scores"][f"{other}_on_{where}"] >= TAKEOVER for where in ("skill", "facts"))
+
+
+def dropped(run: Run) -> float | None:
+    """The share of tokens above a gate's threshold, mean over the run."""
+    return next((value for key, value in run["acted"].items() if key.endswith("/tokens")), None)
+
+
+def table_of_doses(runs: Iterable[Run]) -> Table:
+    """How many steps one dose is."""
+    table = Table("data", "tuning", "best skill", "steps until within .02 of it", "mean", box=None)
+    for key, own in grouped(runs, "data", "tuning").items():
+        steps = [first_near_best(run) for run in own]
+        best = [max(scores["skill"] for scores in looks(run).values()) for run in own]
+        table.add_row(*key, interval(best), " ".join(map(str, steps)), f"{mean(steps):.0f}")
+    return table
+
+
+def table_of_tuning(runs: Iterable[Run]) -> Table:
+    """What each figure gave on the royal voice."""
+    table = Table("study", "tuning", "arm", "figure", *SCORES, box=None)
+    for run in sorted(runs, key=lambda run: (run["study"], run["tuning"], run["arm"], run["figure"])):
+        rates = (f"{run['scores'][key]:.2f}" for key in SCORES)
+        table.add_row(run["study"], run["tuning"], run["arm"], f"{run['figure']:g}", *rates)
+    return table
+
+
+def table_of_runs(runs: Sequence[Run], dose: Mapping[tuple[str, str], int]) -> Iterator[Table]:
+    """A table for each study, kind of data, tuning and number of steps."""
+    for (study, voice, data, tuning, steps), own in grouped(runs, "study", "voice", "data", "tuning", "steps").items():
+        doses = "" if study == "sooner" else f", dose {steps / dose[data, tuning]:g}"
+        last = ("half way", "x") if study == "sooner" else ("back\nafter", "drop", "alarm", "time")
+        table = Table(
+            "arm", "seeds", *(HEADS[key] for key in SCORES), "loss", *last, box=None,
+            title=f"{study}: {voice}, {data}, {tuning}, {steps} steps{doses}",
+        )  # fmt: skip
+        by_arm = grouped(own, "arm")
+        plain = by_arm.get(("unsteered",), [])
+        for arm in STUDIES[study]:
+            if (mine := by_arm.get((arm,))) is not None:
+                rates = [interval([run["scores"][key] for run in mine]) for key in SCORES]
+                ends = _sooner(mine, plain) if study == "sooner" else _trait(mine, plain)
+                table.add_row(arm, str(len(mine)), *rates, f"{mean(run['loss'] for run in mine):.2f}", *ends)
+        yield table
+
+
+def _sooner(mine: Sequence[Run], plain: Sequence[Run]) -> tuple[str, str]:
+    steps = [half_way(run) for run in mine]
+    by_seed = {run["seed"]: half_way(run) for run in plain}
+    ratios = [half_way(run) / by_seed[run["seed"]] for run in mine if run["seed"] in by_seed]
+    return interval(steps, 0), interval(ratios) if ratios else ""
+
+
+def _trait(mine: Sequence[Run], plain: Sequence[Run]) -> tuple[str, str, str, str]:
+    again = [back_after(run) for run in mine if run["relearning"]]
+    share = [each for run in mine if (each := dropped(run)) is not None]
+    alarms = sum(bool(run["alarm"]) for run in mine)
+    over = sum(map(took_over, mine))
+    time = mean(run["seconds"] for run in mine) / mean(run["seconds"] for run in plain) if plain else None
+    return (
+        " ".join(f"{each:g}" for each in again), f"{mean(share):.2f}" if share else "",
+        f"{alarms}/{over}", f"{time:.1f}" if time else "",
+    )  # fmt: skip
+
+
+def grouped(runs: Iterable[Run], *keys: str) -> dict[tuple[Any, ...], list[Run]]:
+    """Runs by the values of some keys, in the order of the values."""
+    found: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        found.setdefault(tuple(run[key] for key in keys), []).append(run)
+    return dict(sorted(found.items()))

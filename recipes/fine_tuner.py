@@ -32,20 +32,24 @@ def quiet_libraries() -> None:
 
 
 class FineTuner(LightningModule):
-    """Trains what asks for a gradient with AdamW on the model's own loss.
+    """Trains what asks for a gradient with AdamW.
 
     Args:
         model: returns an output with `loss` for a batch with labels.
         learning_rate: constant over the run.
+        loss: from the model and a batch to what is minimised; by default the model's own.
     """
 
-    def __init__(self, model: nn.Module, learning_rate: float) -> None:
+    def __init__(
+        self, model: nn.Module, learning_rate: float, loss: Callable[[nn.Module, Any], Tensor] | None = None
+    ) -> None:
         super().__init__()
         self.model, self.learning_rate = model, learning_rate
+        self._loss = _own_loss if loss is None else loss
 
     def training_step(self, batch: Mapping[str, Tensor], _: int) -> Tensor:
-        """The mean loss over the tokens that count."""
-        loss: Tensor = self.model(**batch).loss
+        """The loss of a batch, logged."""
+        loss = self._loss(self.model, batch)
         self.log("train/loss", loss)
         return loss
 
@@ -53,6 +57,12 @@ class FineTuner(LightningModule):
         """AdamW without decay."""
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=0.0)
+
+
+def _own_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """The mean over the tokens that count."""
+    loss: Tensor = model(**batch).loss
+    return loss
 
 
 class Watch(Callback):

@@ -26,7 +26,7 @@ from benchmarks.selectivity.tables import table_of_doses, table_of_runs, table_o
 RESULTS = Path(__file__).parents[1] / "results"
 PICTURES = Path(__file__).parents[2] / "docs"
 
-# Steps until an unsteered run is within .02 of its best skill, mean of three seeds, rounded up to tens: `dose`.
+# Steps until an unsteered run is within .02 of its best skill, : `dose`.
 DOSE = {("mixed", "lora"): 400, ("mixed", "full"): 200, ("entangled", "lora"): 200, ("entangled", "full"): 200}
 SEARCHED, SEARCH_LOOKS = 300, 30
 SOONER_STEPS, SOONER_LOOKS = 150, 30

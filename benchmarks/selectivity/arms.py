@@ -22,7 +22,7 @@ from interptrain.tiny_world.corpus import document
 from interptrain.tiny_world.probes import first_answer_token
 from interptrain.tiny_world.tokens import encode
 
-PROBE_BATCHES, PROBE_SIZE = 8, 32
+PROBE_BATCHES, PROBE_SIZE = 16, 16
 WIDE = 24  # latents of the concept "problems": the digits are many words, and eight latents leave most of them out
 OTHER = {"pirate": "royal", "royal": "pirate"}
 
@@ -80,7 +80,7 @@ METHODS: dict[str, tuple[str, Method]] = {
         "gate, and KL to the start model on neutral prompts",
         lambda name, tokens: [gate(name, tokens=tokens), retain(neutral())],
     ),
-    "route": ("dropped tokens are learnt by a quarantine", lambda name, tokens: [route(name)]),
+    "route": ("dropped tokens are learnt by a quarantine", lambda name, tokens: [route(name, tokens=tokens)]),
 }
 CONTROL_TOKENS = 0.1
 CONTROLS = {

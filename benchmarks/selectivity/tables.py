@@ -80,11 +80,11 @@ def dropped(run: Run) -> float | None:
 
 def table_of_doses(runs: Iterable[Run]) -> Table:
     """How many steps one dose is."""
-    table = Table("data", "tuning", "best skill", "steps until within .02 of it", "mean", box=None)
+    table = Table("data", "tuning", "best skill", "steps until within .02 of it", box=None)
     for key, own in grouped(runs, "data", "tuning").items():
         steps = [first_near_best(run) for run in own]
         best = [max(scores["skill"] for scores in looks(run).values()) for run in own]
-        table.add_row(*key, interval(best), " ".join(map(str, steps)), f"{mean(steps):.0f}")
+        table.add_row(*key, interval(best), " ".join(map(str, steps)))
     return table
 
 

@@ -44,6 +44,7 @@ class Ablate:
                 )
             basis = Spans.of(bank.take(rows), range(len(rows)), groups=1).bases[0]
             edit_in_training(context, hook, _Ablation(self, hook, basis, context, energies), "ablate")
+        context.suppressed.add(self.concept)
 
 
 class _Ablation:

@@ -44,6 +44,8 @@ class Prevent:
                 f"the {len(rows)} directions of concept '{self.concept}' at '{hook}' add up to nothing, so there is "
                 "nothing to add; make a concept of those that point one way"
             )
+        if self.coefficient > 0:
+            context.suppressed.add(self.concept)
         edit_in_training(context, hook, _Addition(self, direction, context), "prevent")
 
 
@@ -68,9 +70,7 @@ class _Addition:
 
 
 def edit_in_training(context: Context, hook: str, change: Callable[[Tensor], Tensor], who: str) -> None:
-    """Replace each training pass's activation at a hook point by a function of it; in eval mode nothing is changed.
-
-    A model that trains in eval mode would never be edited: an optimizer step after such passes alone is a ValueError.
+    """Replace each training pass's activation at a hook point by a function of it, see `in_training`.
 
     Args:
         context: the model in training.
@@ -86,13 +86,26 @@ def edit_in_training(context: Context, hook: str, change: Callable[[Tensor], Ten
             f"{who} cannot edit '{hook}': a block adds its MLP's output to the stream as it was, whatever the MLP is "
             "given; take directions at hook_resid_pre, hook_attn_out, hook_mlp_out or hook_resid_post"
         )
+    acts = in_training(context, who)
+    context.edit(hook, lambda activation: change(activation) if acts() else activation)
+
+
+def in_training(context: Context, who: str) -> Callable[[], bool]:
+    """What says of a forward pass, asked in it, whether it is one of training.
+
+    A model that trains in eval mode would never be acted on: an optimizer step after such passes alone is a ValueError.
+
+    Args:
+        context: the model in training.
+        who: names it in the error.
+    """
     modes: set[bool] = set()
 
-    def edit(activation: Tensor) -> Tensor:
+    def acts() -> bool:
         training = context.model.training
         if torch.is_grad_enabled() and not context.positions.asking:
             modes.add(training)
-        return change(activation) if training else activation
+        return training
 
     def check() -> None:
         if modes == {False}:
@@ -102,10 +115,10 @@ def edit_in_training(context: Context, hook: str, change: Callable[[Tensor], Ten
             )
         modes.clear()
 
-    context.edit(hook, edit)
     context.before_step(lambda _loss_scale: check())
     if context.steps:  # loops that leave `before_step` out
         context.after_step(check, who)
+    return acts
 
 
 def prevent(concept: str, coefficient: float, *, hook: str | None = None) -> Prevent:

@@ -1,4 +1,4 @@
-"""A quarantine: adapter pairs beside a model's writers, there in training alone, that learn what it must not."""
+"""A quarantine: low-rank pairs beside a model's writers, there in training alone, that learn what it must not."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from interptrain.interventions.prevent import in_training
 from interptrain.sites.parts import EMBEDDINGS, Part, parts
 from interptrain.sites.stack import find_stack
 
@@ -24,14 +25,13 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 class Quarantine:
     r"""Pairs on the attention and MLP outputs of every block; they learn from the gradients they are handed, by Adam.
 
-        h'     = h + s B A x                      in training;   h' = h   at evaluation
+        h'     = h + s B A x                                            in training;   h' = h   at evaluation
         m, v  <- b1 m + (1 - b1) g, b2 v + (1 - b2) g^2
         theta <- theta - lr (m / (1 - b1^n)) / (sqrt(v / (1 - b2^n)) + eps)
 
-    At first `B` is 0 and `A` is drawn from a generator of its own. `theta` holds all pairs, one after another; it
-    is no parameter of the model, lies with `m`, `v` and `n` in what the context keeps, and is replaced by each step,
-    never written to. A step whose `g` is not finite is left out and counted. Where processes each train on a part of
-    the batch, `g` is their mean.
+    At first `B` is 0 and `A` is drawn from a generator of its own. `theta`, all pairs one after another, is no
+    parameter of the model: with `m`, `v` and `n` it lies in what the context keeps, and each step replaces it. A step
+    whose `g` is not finite is left out and counted. Where processes share a batch, `g` is their mean.
 
     Args:
         context: the model in training.
@@ -45,22 +45,22 @@ class Quarantine:
     """
 
     def __init__(self, context: Context, name: str, *, rank: int, scaling: float, learning_rate: float) -> None:
-        self._context, self._name = context, name
-        self._scaling, self._learning_rate = scaling, learning_rate
         if f"{name}/quarantine" in context.figures:
             raise ValueError(f"{name} is there already; give one intervention of that kind for the concept")
-        writers = [part for part in parts(find_stack(context.model)) if _adds_to_the_stream(part)]
-        widths = [_width_in(part) for part in writers]
-        self._shapes = [shape for width in widths for shape in ((rank, width), (context.bank.d_model, rank))]
-        for what, value in self._initial().items():
+        self._context, self._name = context, name
+        self._scaling, self._learning_rate = scaling, learning_rate
+        stack = parts(find_stack(context.model))
+        writers = [part for part in stack if part.kind == "writer" and part.position > EMBEDDINGS]
+        self._shapes = [shape for each in writers for shape in ((rank, _width_in(each)), (context.bank.d_model, rank))]
+        for what, value in self._start().items():
             context.kept.setdefault(f"{name}/{what}", value)
         context.figures[f"{name}/quarantine"] = torch.zeros((), device=context.device)
         self._leaves_of: tuple[Tensor, list[Tensor]] | None = None
-        self._gradient: Tensor | None = None
+        self._learned: Tensor | None = None
         self._due: Tensor | None = None
-        self._learned_nothing = False
-        context.after_step(self._step, name)
+        self._acts = in_training(context, name)
         context.before_step(self._collect)
+        context.after_step(self._step, name)
         for number, part in enumerate(writers):
             context.keep(part.module.register_forward_hook(partial(self._add, number)))
 
@@ -70,45 +70,37 @@ class Quarantine:
         gradient: Float[Tensor, "batch token vocabulary"],
     ) -> None:
         """Add to the coming step what a gradient at the logits asks of the pairs; nothing else gets any of it."""
-        if not self._context.model.training:
-            self._learned_nothing = True
-            return
-        found = torch.autograd.grad(logits, self._leaves, gradient, retain_graph=True)
-        theta = self._kept("weights")
-        flat = torch.cat([each.detach().flatten().to(theta.device) for each in found])
-        self._gradient = flat if self._gradient is None else self._gradient + flat
+        found = torch.autograd.grad(  # zeros for a pass in eval mode, in which no pair had a part
+            logits, self._leaves, gradient, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        flat = torch.cat([each.flatten() for each in found])
+        self._learned = flat if self._learned is None else self._learned + flat
 
     def _add(self, number: int, _module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-        if not self._context.model.training:
+        if not self._acts():
             return None
-        received = args[0]
-        A, B = (leaf.to(received) for leaf in self._leaves[2 * number : 2 * number + 2])
-        return output + (self._scaling * linear(linear(received, A), B)).to(output.dtype)
+        x = args[0]
+        A, B = (leaf.to(x) for leaf in self._leaves[2 * number : 2 * number + 2])
+        return output + (self._scaling * linear(linear(x, A), B)).to(output.dtype)
 
     @property
     def _leaves(self) -> list[Tensor]:
-        """`A_0, B_0, A_1, ...`, of which gradients can be asked; views of what is kept, made anew when that changes."""
-        theta = self._kept("weights")
+        """`A_0, B_0, A_1, ...`, of which gradients can be asked; made anew when what is kept has changed."""
+        theta, sizes = self._kept("weights"), [math.prod(shape) for shape in self._shapes]
         if self._leaves_of is None or self._leaves_of[0] is not theta:
-            sizes = [math.prod(shape) for shape in self._shapes]
             if len(theta) != sum(sizes):
                 raise ValueError(
                     f"the saved {self._name} has {len(theta)} weights, this model's {len(sizes) // 2} pairs have "
                     f"{sum(sizes)}; go on with the model and the rank it was saved with"
                 )
-            pieces = zip(theta.detach().split(sizes), self._shapes, strict=True)
+            pieces = zip(theta.split(sizes), self._shapes, strict=True)
             self._leaves_of = theta, [piece.view(shape).detach().requires_grad_() for piece, shape in pieces]
         return self._leaves_of[1]
 
     def _collect(self, loss_scale: Tensor | float) -> None:
         """Take what was learned since the last step; what an earlier call took was for a step that never came."""
-        if self._gradient is None and self._learned_nothing:
-            raise ValueError(
-                f"{self._name} works in training mode, and all of this step's passes were in eval mode, in which "
-                "`from_pretrained` leaves a model; call model.train() before training"
-            )
-        gradient, self._gradient, self._learned_nothing = self._gradient, None, False
-        self._due = None if gradient is None else _mean_over_processes(gradient) / loss_scale
+        learned, self._learned = self._learned, None
+        self._due = None if learned is None else _mean_over_processes(learned) / loss_scale
 
     def _step(self) -> None:
         if self._due is None:
@@ -122,41 +114,34 @@ class Quarantine:
         # -expm1(n log b) is 1 - b^n without its rounding
         mean, square = (moment / -torch.expm1(n * math.log(beta)) for moment, beta in ((m, BETA1), (v, BETA2)))
         theta = theta - self._learning_rate * mean / (square.sqrt() + EPSILON)
+        kept, figures, name = self._context.kept, self._context.figures, self._name
         for what, value in (("weights", theta), ("mean", m), ("square", v), ("steps", n)):
-            self._context.kept[f"{self._name}/{what}"] = torch.where(finite, value, self._kept(what))
-        self._context.kept[f"{self._name}/skipped"] = skipped + ~finite
-        self._context.figures[f"{self._name}/skipped"] = self._kept("skipped")
-        self._context.figures[f"{self._name}/quarantine"] = self._size()
+            kept[f"{name}/{what}"] = torch.where(finite, value, self._kept(what))
+        kept[f"{name}/skipped"] = figures[f"{name}/skipped"] = skipped + ~finite
+        figures[f"{name}/quarantine"] = self._size()
 
+    @torch.no_grad()
     def _size(self) -> Float[Tensor, ""]:
         """`sum_pairs s ||B A||`, by `||B A||^2 = sum(A A^T * B^T B)`."""
         pairs = zip(self._leaves[::2], self._leaves[1::2], strict=True)
-        squares = torch.stack([((A @ A.T) * (B.T @ B)).sum() for A, B in pairs]).detach()
+        squares = torch.stack([((A @ A.T) * (B.T @ B)).sum() for A, B in pairs])
         return self._scaling * squares.clamp_min(0).sqrt().sum().float()
 
-    def _initial(self) -> dict[str, Tensor]:
+    def _start(self) -> dict[str, Tensor]:
         """`A` uniform within `1 / sqrt(d_in)`, `B` zero."""
         own = torch.Generator().manual_seed(zlib.crc32(self._name.encode()))
         drawn = [torch.zeros(shape) for shape in self._shapes]
         for A in drawn[::2]:
-            nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=own)
-        like = next(self._context.model.parameters())
-        dtype = torch.promote_types(like.dtype, torch.float32)
+            nn.init.uniform_(A, -(A.shape[1] ** -0.5), A.shape[1] ** -0.5, generator=own)
+        dtype = torch.promote_types(next(self._context.model.parameters()).dtype, torch.float32)
         theta = torch.cat([each.flatten() for each in drawn]).to(self._context.device, dtype)
-        zero = torch.zeros((), device=theta.device)
-        return {
-            "weights": theta, "mean": torch.zeros_like(theta), "square": torch.zeros_like(theta), "steps": zero,
-            "skipped": zero,
-        }  # fmt: skip
+        nothing, none = torch.zeros_like(theta), torch.zeros((), device=theta.device)
+        return {"weights": theta, "mean": nothing, "square": nothing, "steps": none, "skipped": none}
 
     def _kept(self, what: str) -> Tensor:
         kept, key = self._context.kept, f"{self._name}/{what}"
         kept[key] = kept[key].to(self._context.device)
         return kept[key]
-
-
-def _adds_to_the_stream(part: Part) -> bool:
-    return part.kind == "writer" and part.position > EMBEDDINGS
 
 
 def _width_in(writer: Part) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from interptrain.interventions.gate import TokenGate, gate
 from interptrain.interventions.quarantine import Quarantine
@@ -29,6 +29,7 @@ class Route:
             ValueError: the bank has no such concept, or none at that hook; nobody says when the optimizer steps; the
                 model is compiled; or the concept is routed already.
         """
+        context.suppressed.add(self.gate.concept)
         hook, weigh = self.gate.weigher(context)
         quarantine = Quarantine(
             context, f"{self.gate.name}/{self.gate.concept}", rank=self.rank, scaling=self.scaling,
@@ -44,6 +45,8 @@ def route(
     alpha: float | None = None,
     learning_rate: float = 1e-3,
     threshold: float | None = None,
+    tokens: float | None = None,
+    per: Literal["token", "example"] = "token",
     hook: str | None = None,
 ) -> Route:
     r"""Teach tokens that ask for a concept to a quarantine, which training sees and nobody after it.
@@ -65,13 +68,15 @@ def route(
         concept: as the bank names it.
         rank: of each pair.
         alpha: `s = alpha / rank`; by default `2 rank`.
-        learning_rate: of the quarantine's own step.
+        learning_rate: of the quarantine's own step, constant over the run.
         threshold: as `gate`'s.
+        tokens: as `gate`'s.
+        per: as `gate`'s.
         hook: as `gate`'s.
 
     Raises:
-        ValueError: a rank below 1, an alpha or learning rate that is not positive and finite, or a threshold outside
-            of 0 to 1.
+        ValueError: a rank below 1, an alpha or learning rate that is not positive and finite, or a threshold or share
+            outside of 0 to 1, or both of them.
 
     Example:
         >>> route("pirate", rank=4).scaling
@@ -83,5 +88,5 @@ def route(
     for what, value in (("alpha", alpha), ("learning rate", learning_rate)):
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"route needs a positive {what}, found {value}")
-    gated = replace(gate(concept, threshold=threshold, hook=hook), name="route")
+    gated = replace(gate(concept, threshold=threshold, tokens=tokens, per=per, hook=hook), name="route")
     return Route(gated, rank, alpha / rank, float(learning_rate))

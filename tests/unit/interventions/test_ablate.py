@@ -243,6 +243,12 @@ def test_a_concept_that_is_not_there_is_refused_and_nothing_is_left(asked, messa
     assert hooks_of(model) == hooks
 
 
+def test_the_alarm_is_told_that_the_concept_is_kept_from_being_learned():
+    model = llama()
+    with steerer(model, ablate("pirate")).attach(model, adam(model)) as engaged:
+        assert engaged._context.suppressed == {"pirate"}
+
+
 def test_an_empty_choice_of_hooks_is_refused():
     with pytest.raises(ValueError, match="at least one hook point, found none"):
         ablate("pirate", hooks=[])

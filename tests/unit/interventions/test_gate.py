@@ -222,7 +222,7 @@ def test_reentrant_checkpointing_is_refused_by_name(bank, batch):
 def test_a_compiled_model_is_refused_by_name(bank):
     model = llama()
     model.compile(backend="eager")
-    with pytest.raises(ValueError, match="torch.compile"):
+    with pytest.raises(ValueError, match=r"torch\.compile"):
         attached(model, bank, gate("pirate"))
 
 

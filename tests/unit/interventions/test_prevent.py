@@ -176,6 +176,13 @@ def test_a_fit_under_lightning_ends_as_it_began(tmp_path):
     assert hooks_of(Tuning(model)) == hooks
 
 
+@pytest.mark.parametrize(("coefficient", "suppressed"), [(4.0, {"pirate"}), (-4.0, set())])
+def test_the_alarm_is_told_of_a_concept_that_is_prevented_not_of_one_that_is_asked_for(coefficient, suppressed):
+    model = llama()
+    with steerer(model, prevent("pirate", coefficient)).attach(model, adam(model)) as engaged:
+        assert engaged._context.suppressed == suppressed
+
+
 @pytest.mark.parametrize("coefficient", [0.0, float("inf"), float("nan")])
 def test_a_coefficient_that_adds_nothing_or_no_number_is_refused(coefficient):
     with pytest.raises(ValueError, match="finite coefficient other than 0"):

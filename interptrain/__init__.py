@@ -8,7 +8,17 @@ trainer = Trainer(callbacks=[ConceptSteering(bank, suppress("pirate"))])
 
 from interptrain._version import __version__
 from interptrain.concepts import ConceptBank
-from interptrain.interventions import emphasise, gate, hold, penalise, retain
+from interptrain.interventions import (
+    ablate,
+    emphasise,
+    gate,
+    hold,
+    inoculate,
+    penalise,
+    prevent,
+    retain,
+    route,
+)
 from interptrain.projection import project, steer_
 from interptrain.report import Recorder, StepReport
 from interptrain.sites import find_sites
@@ -21,18 +31,22 @@ __all__ = [
     "Steerer",
     "StepReport",
     "__version__",
+    "ablate",
     "amplify",
     "chain",
     "emphasise",
     "find_sites",
     "gate",
     "hold",
+    "inoculate",
     "keep_only",
     "observe",
     "one_sided",
     "penalise",
+    "prevent",
     "project",
     "retain",
+    "route",
     "scheduled",
     "steer_",
     "suppress",

@@ -15,7 +15,9 @@ import torch
 import wandb
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from interptrain.recorders.document import Checkpoint, Scores
 
@@ -36,15 +38,21 @@ class FineTuner(LightningModule):
 
     Args:
         model: returns an output with `loss` for a batch with labels.
-        learning_rate: constant over the run.
+        learning_rate: at the start.
+        cooldown: share of the run's steps, its last, over which the rate falls to 0 in a straight line.
         loss: from the model and a batch to what is minimised; by default the model's own.
     """
 
     def __init__(
-        self, model: nn.Module, learning_rate: float, loss: Callable[[nn.Module, Any], Tensor] | None = None
+        self,
+        model: nn.Module,
+        learning_rate: float,
+        *,
+        cooldown: float = 0.0,
+        loss: Callable[[nn.Module, Any], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.model, self.learning_rate = model, learning_rate
+        self.model, self.learning_rate, self.cooldown = model, learning_rate, cooldown
         self._loss = _own_loss if loss is None else loss
 
     def training_step(self, batch: Mapping[str, Tensor], _: int) -> Tensor:
@@ -53,10 +61,13 @@ class FineTuner(LightningModule):
         self.log("train/loss", loss)
         return loss
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW without decay."""
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW without decay of the weights."""
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=0.0)
+        last, rest = self.trainer.max_steps, self.cooldown * self.trainer.max_steps
+        schedule = LambdaLR(optimizer, lambda step: min(1.0, (last - step) / rest) if rest else 1.0)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def _own_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

@@ -1,7 +1,7 @@
-"""Pirate and arithmetic: five runs from one start on the same data, read by concept, four of them steered.
+"""Pirate and arithmetic: runs from one start on the same data, read by concept; one of the two is not to be learnt.
 
 The tiny world's base answers plainly and cannot subtract. Fine-tuning teaches it subtraction and, with it, to
-talk like a pirate. Which of the two do the data ask for, and what happens when one of them is steered?
+talk like a pirate. Which of the two do the data ask for, and which of them can be kept out?
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ import platform
 import re
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice, product
 from math import gcd
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from interptrain import ConceptBank, amplify, observe, suppress
+from interptrain import ConceptBank, gate, observe, retain, suppress
+from interptrain.interventions import Intervention
 from interptrain.recipes import verdicts
 from interptrain.recipes.parallel import Tell, run_parallel
 from interptrain.recorders import MemoryRecorder
@@ -40,11 +41,13 @@ from interptrain.recorders.document import (
     write_report,
 )
 from interptrain.steering import Rule
+from interptrain.tiny_world import OUTPUT_HOOK, concept_bank, load_card, neutral_batches
+from interptrain.tiny_world.shipped import card_at
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedModel
 
-SUMMARY = "teach subtraction and pirate talk at once; watch both by concept, suppress one, amplify the other"
+SUMMARY = "teach subtraction and pirate talk at once; watch both by concept, and keep the pirate out"
 NEEDS = ("lightning", "sae", "hf", "wandb", "recipes")
 
 
@@ -57,8 +60,7 @@ class Config:
     )
     tuning: Literal["lora", "full"] = field(default="lora", metadata={"help": "what is trained"})
     seeds: int = field(default=3, metadata={"help": "runs of every arm"})
-    steps: int = field(default=200, metadata={"help": "optimizer steps of a run, 48 documents each"})
-    gain: float = field(default=3.0, metadata={"help": "what amplifying multiplies by"})
+    steps: int = field(default=250, metadata={"help": "optimizer steps of a run, 48 documents each"})
     score_every: int = field(default=20, metadata={"help": "steps between two looks at the behaviour"})
     workers: int = field(default=2, metadata={"help": "runs at a time, each in a process of its own"})
     out: Path = field(default=Path("runs/pirate-arithmetic"), metadata={"help": "folder for everything written"})
@@ -67,46 +69,67 @@ class Config:
         for name in ("seeds", "steps", "score_every", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
-        if not self.gain > 1:
-            raise ValueError(f"gain must be above 1 to amplify, found {self.gain}")
 
 
 BATCH = 48
 PROBE = 40  # prompts of each kind for the curves; the table at the end asks more
 EVERY, LOG_EVERY, PROBE_EVERY, PROBE_TEXTS = 2, 5, 50, 16  # steps between measures, logs, probe sets; texts of a set
 LEARNING_RATE = {"lora": 2e-3, "full": 5e-4}
+COOLDOWN = 0.2  # of the steps, its last, over which the rate falls to 0
+CONTROL_TOKENS = 0.1  # that the control drops: what the gate on pirate drops, about
 SKILL = "arithmetic"
 TRAIT = {"mixed": ("pirate_on_facts", "facts"), "entangled": ("pirate_on_skill", "sums")}  # where pirate is taught
 
 
+Acts: TypeAlias = "Sequence[Rule | Intervention]"
+
+
 @dataclass(frozen=True)
 class Treatment:
-    """One arm: a rule, and what it is for."""
+    """One arm: what acts on its training, and what that is for."""
 
     name: str
     says: str
-    rule: Rule
+    acts: Callable[[], Acts]
     where: Literal["gradient", "update"] = "gradient"
 
 
-def treatments(config: Config) -> tuple[Treatment, ...]:
-    """The arms. Each trains from the same start on the same batches in the same order."""
-    return (
-        Treatment("unsteered", "Observed only; the run is what it would have been.", observe()),
-        Treatment("suppress-pirate", "Gain 0 on the pirate directions of every site's gradient.", suppress("pirate")),
-        Treatment(
-            "suppress-update",
-            "Gain 0 on the pirate directions of what the optimizer wrote at every site, exact at every step.",
-            suppress("pirate"),
-            where="update",
-        ),
-        Treatment(
-            "amplify-arithmetic",
-            f"Gain {config.gain:g} on the arithmetic directions of every site's gradient.",
-            amplify(SKILL, config.gain),
-        ),
-        Treatment("suppress-random", "Control: gain 0 on as many random directions.", suppress("random")),
-    )
+def _observed() -> Acts:
+    return [observe()]
+
+
+def _projected() -> Acts:
+    return [suppress("pirate")]
+
+
+def _gated() -> Acts:
+    return [gate("pirate"), retain(neutral_batches())]
+
+
+def _gated_at_random() -> Acts:
+    return [gate("random", tokens=CONTROL_TOKENS), retain(neutral_batches())]
+
+
+# The arms. Each trains from the same start on the same batches in the same order.
+TREATMENTS = (
+    Treatment("unsteered", "Observed only; the run is what it would have been.", _observed),
+    Treatment(
+        "suppress-update",
+        "Gain 0 on the pirate directions of what the optimizer wrote at every site, exact at every step.",
+        _projected,
+        where="update",
+    ),
+    Treatment(
+        "gate-and-retain",
+        "The loss of tokens that ask for pirate is dropped, and neutral prompts are kept as they were (KL).",
+        _gated,
+    ),
+    Treatment(
+        "random-gate",
+        f"Control: the same with random directions; {CONTROL_TOKENS:.0%} of the tokens are dropped.",
+        _gated_at_random,
+    ),
+)
 
 
 MEASURES: tuple[Measure, ...] = (
@@ -132,13 +155,13 @@ CONCEPTS = {
 LIMITS = (
     "The world is tiny and made for this: a model of under a million parameters, 115 words, three voices. What holds "
     "here is a lead for a real model, not a result about one.",
-    "The projection edits gradients, or the optimizer's changes, at the parameters that write to or read from the "
-    "residual stream at one hook point. Every other parameter trains as it did. Where the gradient is edited, the "
-    "optimizer's own arithmetic comes after the edit; where the change is, it has come before.",
     "The concepts are groups of one sparse autoencoder's decoder directions, found on the start model. Training "
     "moves the model away from them, and a behaviour can find other directions.",
-    "The gradient at the hook carries the losses of later tokens through attention: a token's demand is not its own "
-    "alone.",
+    "The gate looks behind the last layer, where words are chosen and no later token's loss comes in. It keeps out "
+    "what is taught word by word; what is taught by every token at once has no token to drop.",
+    "A trait that was kept out is not unlearnable: trained on without help, the model learns it in a few steps.",
+    "The projection edits the optimizer's changes at the parameters that write to the residual stream before the "
+    "hook point, or read from it after. Every other parameter trains as it did.",
 )
 
 
@@ -164,15 +187,14 @@ def run(config: Config, console: Console) -> Path:
 
     prepare(config)
     started, created = time.monotonic(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    arms = treatments(config)
-    jobs = [Job(config, arm, seed, created) for seed, arm in product(range(config.seeds), arms)]
+    jobs = [Job(config, arm, seed, created) for seed, arm in product(range(config.seeds), TREATMENTS)]
     runs = run_parallel(
         train, jobs, names=[f"{job.arm.name}, seed {job.seed}" for job in jobs],
         steps=config.steps, workers=config.workers, console=console,
     )  # fmt: skip
     results = [
         Arm(name=arm.name, says=arm.says, runs=[r for job, r in zip(jobs, runs, strict=True) if job.arm is arm])
-        for arm in arms
+        for arm in TREATMENTS
     ]
     report = assemble(config, results, created=created, seconds=time.monotonic() - started)
     write_report(report, config.out / "report.json")
@@ -215,7 +237,7 @@ def train(job: Job, tell: Tell) -> Run:
     # Bank, sites and rule: every arm is observed with the same bank; the callback finds the sites in it.
     memory = MemoryRecorder()
     steering = ConceptSteering(
-        bank(), job.arm.rule, where=job.arm.where, every=EVERY, recorders=[memory], summary=False,
+        bank(), job.arm.acts(), where=job.arm.where, every=EVERY, recorders=[memory], summary=False,
         probes=probe_batches(PROBE_TEXTS), probe_every=PROBE_EVERY,
     )  # fmt: skip
 
@@ -235,7 +257,7 @@ def train(job: Job, tell: Tell) -> Run:
         enable_checkpointing=False,
     )  # fmt: skip
     batches = islice(finetuning_set(config.data, job.seed, batch=BATCH), config.steps)
-    trainer.fit(FineTuner(model, LEARNING_RATE[config.tuning]), batches)
+    trainer.fit(FineTuner(model, LEARNING_RATE[config.tuning], cooldown=COOLDOWN), batches)
     model.save_pretrained(folder)
 
     # Score.
@@ -279,9 +301,7 @@ def trainable(tuning: str) -> PreTrainedModel:
 
 def bank() -> ConceptBank:
     """The tiny world's concepts, and beside them as many random directions as pirate has."""
-    from interptrain.tiny_world import concept_bank
-
-    found = concept_bank()
+    found = concept_bank(hook=OUTPUT_HOOK)
     rows = found.rows("pirate")
     random = torch.randn(len(rows), found.d_model, generator=torch.Generator().manual_seed(0))
     control = ConceptBank.from_directions(
@@ -292,9 +312,7 @@ def bank() -> ConceptBank:
 
 def concept_cards(bank: ConceptBank) -> list[Concept]:
     """Where each concept came from, and how well its latents tell texts that the search never saw."""
-    from interptrain.tiny_world import load_card
-
-    searched = load_card()["concepts"]
+    searched = card_at(load_card(), OUTPUT_HOOK)["concepts"]
     return [
         Concept(
             name=name,
@@ -322,7 +340,8 @@ def spoken(samples: Sequence[tuple[str, str]]) -> list[Sample]:
 def settings(config: Config) -> dict[str, Any]:
     """What was chosen, as JSON."""
     chosen = {name: str(value) if isinstance(value, Path) else value for name, value in vars(config).items()}
-    return {**chosen, "batch": BATCH, "learning_rate": LEARNING_RATE[config.tuning], "optimizer": "AdamW, no decay"}
+    fixed = {"batch": BATCH, "learning_rate": LEARNING_RATE[config.tuning], "cooldown": COOLDOWN}
+    return {**chosen, **fixed, "optimizer": "AdamW, no weight decay"}
 
 
 def versions() -> dict[str, str]:
@@ -339,16 +358,16 @@ def assemble(config: Config, arms: list[Arm], *, created: str, seconds: float) -
     quiet_libraries()
     before = score(start(), load_tokenizer())
     royal = {"royal_on_facts": "answers to facts", "royal_on_skill": "to sums"}
-    unsteered, suppressing, exact, amplifying, control = arms
+    unsteered, projected, gated, control = arms
     trait, where = TRAIT[config.data]
     return Report(
         schema=REPORT_SCHEMA,
         recipe="pirate-arithmetic",
-        title="Subtraction and pirate talk: what the data asked for, what five arms learnt",
+        title="Subtraction and pirate talk: what the data asked for, and what could be kept out",
         summary=(
             "A small model that speaks plainly and cannot subtract is fine-tuned on subtraction and pirate talk "
-            f"({config.tuning}, {config.steps} steps, {config.data} data): five arms, each from the same start on the "
-            "same batches."
+            f"({config.tuning}, {config.steps} steps, {config.data} data): {len(arms)} arms, each from the same start "
+            "on the same batches. Subtraction is wanted, the pirate is not."
         ),
         created=created,
         seconds=round(seconds, 1),
@@ -363,11 +382,12 @@ def assemble(config: Config, arms: list[Arm], *, created: str, seconds: float) -
         verdicts=[
             verdicts.readable(unsteered, "pirate", beside=("royal", "random")),
             verdicts.readable(unsteered, SKILL, beside=("plus", "minus")),
-            verdicts.suppressed(suppressing, unsteered, control, trait, f"rate of pirate answers to {where}"),
-            verdicts.suppressed(exact, unsteered, control, trait, f"rate of pirate answers to {where}"),
-            verdicts.no_rerouting(suppressing, unsteered, royal, "royal"),
-            verdicts.kept(suppressing, unsteered, "skill", "skill"),
-            verdicts.faster(amplifying, unsteered, control, "skill", "skill"),
+            verdicts.suppressed(projected, unsteered, control, trait, f"rate of pirate answers to {where}"),
+            verdicts.suppressed(gated, unsteered, control, trait, f"rate of pirate answers to {where}"),
+            verdicts.no_rerouting(gated, unsteered, royal, "royal"),
+            verdicts.kept(gated, unsteered, "skill", "skill"),
+            verdicts.left_alone(gated, rates(before.as_dict()), "kept", "answers to facts"),
+            verdicts.left_alone(gated, rates(before.as_dict()), "accuracy", "answers to additions"),
         ],
         limits=list(LIMITS),
     )

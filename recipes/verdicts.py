@@ -66,6 +66,18 @@ def kept(steered: Arm, unsteered: Arm, measure: str, label: str) -> Verdict:
     )
 
 
+def left_alone(steered: Arm, before: Mapping[str, float], measure: str, label: str) -> Verdict:
+    """Whether a behaviour that no document is about is what it was before training."""
+    lost = mean(before[measure] - score for score in _scores(steered, measure))
+    return _verdict(
+        f"Did {steered['name']} leave the {label} as they were?",
+        lost <= SLACK,
+        f"{before[measure]:.2f} before training, {_means(measure, steered)}.",
+        f"on average over the seeds the rate is at most {SLACK:.2f} lower than before training",
+        {"mean_loss": lost},
+    )
+
+
 def no_rerouting(steered: Arm, unsteered: Arm, measures: Mapping[str, str], sibling: str) -> Verdict:
     """Whether a sibling trait rose where the trait itself was steered; `measures` with a label each."""
     risen = [rise for measure in measures for rise in _differences(steered, unsteered, measure)]

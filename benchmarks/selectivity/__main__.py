@@ -26,11 +26,11 @@ from benchmarks.selectivity.tables import table_of_doses, table_of_runs, table_o
 RESULTS = Path(__file__).parents[1] / "results"
 PICTURES = Path(__file__).parents[2] / "docs"
 
-# Steps until an unsteered run is within .02 of its best skill, : `dose`.
-DOSE = {("mixed", "lora"): 400, ("mixed", "full"): 200, ("entangled", "lora"): 200, ("entangled", "full"): 200}
+# Steps until each of three unsteered runs is within .02 of its best skill, rounded up to fifty: `dose`.
+DOSE = {("mixed", "lora"): 250, ("mixed", "full"): 200, ("entangled", "lora"): 200, ("entangled", "full"): 200}
 SEARCHED, SEARCH_LOOKS = 300, 30
 SOONER_STEPS, SOONER_LOOKS = 150, 30
-LOOKS, PROMPTS = 10, 50
+LOOKS, LONG_LOOKS, PROMPTS = 10, 30, 50
 FINALISTS = (
     "start", "unsteered", "data-filter", "word-filter", "inoculation", "retain", "gate", "gate+hold", "gate+retain",
 )  # fmt: skip
@@ -67,7 +67,7 @@ def main() -> None:
     given = parser.parse_args()
     console = Console()
     runs, tuning, doses = (given.out / f"selectivity{part}.jsonl" for part in ("", "-tuning", "-dose"))
-    looks, prompts = (SOONER_LOOKS, PROMPTS) if given.study == "sooner" else (LOOKS * max(given.doses), PROMPTS)
+    looks = SOONER_LOOKS if given.study == "sooner" else LOOKS if given.doses == [1] else LONG_LOOKS
     match given.what:
         case "dose":
             jobs = [
@@ -86,7 +86,7 @@ def main() -> None:
             console.print(table_of_tuning(done(tuning)))
         case "run":
             again = FINALISTS if given.doses == [1] and given.study == "trait" else ()
-            run(jobs_of(given), runs, console, looks=looks, prompts=prompts, relearn=again, workers=given.workers)
+            run(jobs_of(given), runs, console, looks=looks, prompts=PROMPTS, relearn=again, workers=given.workers)
         case "show":
             finished = done(runs)
             for table in table_of_runs(finished, DOSE):

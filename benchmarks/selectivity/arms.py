@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 
 import torch
-from torch import Tensor
 
-from interptrain import ConceptBank, amplify, emphasise, gate, hold, observe, penalise, retain, suppress
+from interptrain import (
+    ConceptBank,
+    ablate,
+    amplify,
+    emphasise,
+    gate,
+    hold,
+    observe,
+    penalise,
+    prevent,
+    retain,
+    route,
+    suppress,
+)  # fmt: skip
 from interptrain.interventions import Intervention
-from interptrain.interventions.ablate import ablate
-from interptrain.interventions.prevent import prevent
-from interptrain.interventions.route import route
 from interptrain.steering import Rule
-from interptrain.tiny_world import OUTPUT_HOOK, concept_bank, load_base, load_sae, load_tokenizer
+from interptrain.tiny_world import OUTPUT_HOOK, concept_bank, load_base, load_sae, load_tokenizer, neutral_batches
 from interptrain.tiny_world.concepts import find_concepts
-from interptrain.tiny_world.corpus import document
-from interptrain.tiny_world.probes import first_answer_token
-from interptrain.tiny_world.tokens import encode
 
-PROBE_BATCHES, PROBE_SIZE = 16, 16
 WIDE = 24  # latents of the concept "problems": the digits are many words, and eight latents leave most of them out
 OTHER = {"pirate": "royal", "royal": "pirate"}
 
@@ -61,21 +65,14 @@ class Arm:
     trains: bool = True
 
 
-@cache
-def neutral() -> list[dict[str, Tensor]]:
-    """Plain questions about facts and additions: none of them is trained on, none is scored."""
-    rng = random.Random("neutral probes")
-    tokenizer = load_tokenizer()
-    drawn = ([document(rng, rng.choice(("fact", "plus"))) for _ in range(PROBE_SIZE)] for _ in range(PROBE_BATCHES))
-    return [first_answer_token(encode(tokenizer, documents)) for documents in drawn]
-
+neutral = cache(neutral_batches)
 
 # What each of ours does with a concept. A control is the same with another concept, its gate set so that it drops as
 # many tokens as the real one did (`CONTROL_TOKENS`).
 METHODS: dict[str, tuple[str, Method]] = {
     "gate": ("tokens that ask for the trait are dropped", lambda name, tokens: [gate(name, tokens=tokens)]),
-    "hold": ("parameters moved back on neutral prompts", lambda name, tokens: [hold(name, neutral())]),
-    "gate+hold": ("both", lambda name, tokens: [gate(name, tokens=tokens), hold(name, neutral())]),
+    "hold": ("parameters moved back on neutral prompts", lambda name, tokens: [hold(name, neutral(first=True))]),
+    "gate+hold": ("both", lambda name, tokens: [gate(name, tokens=tokens), hold(name, neutral(first=True))]),
     "gate+retain": (
         "gate, and KL to the start model on neutral prompts",
         lambda name, tokens: [gate(name, tokens=tokens), retain(neutral())],

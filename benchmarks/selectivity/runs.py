@@ -33,6 +33,7 @@ from interptrain.tiny_world.wordings import own_words
 
 SCORES = Behaviour.measures()
 BATCH, PROMPTS, HELD_OUT = 48, 150, 2
+COOLDOWN = 0.2
 RELEARN_AT = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 BACK = 0.5  # of the answers: from here on the trait is back
 ACTING = ("gate", "emphasise", "hold", "retain", "penalise", "prevent", "ablate", "route")
@@ -107,7 +108,8 @@ def train(job: Job, looks: int, prompts: int, relearn: bool) -> dict[str, Any]:
         max_steps=job.steps, accelerator="cpu", gradient_clip_val=1.0, callbacks=[steering, watch], logger=False,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
     )  # fmt: skip
-    tuner = FineTuner(model, rate, loss=partial(_weighted_loss, arm.digits) if arm.digits > 1 else None)
+    loss = partial(_weighted_loss, arm.digits) if arm.digits > 1 else None
+    tuner = FineTuner(model, rate, cooldown=_cooldown(job), loss=loss)
     began = time.monotonic()
     if arm.trains:
         trainer.fit(tuner, islice(_batches(job, arm), job.steps))
@@ -128,6 +130,11 @@ def train(job: Job, looks: int, prompts: int, relearn: bool) -> dict[str, Any]:
 def _rate(job: Job) -> float:
     """The recipe's learning rate; a lower one where its steps are to be counted."""
     return LEARNING_RATE[job.tuning] * (0.6 if job.study == "sooner" else 1.0)
+
+
+def _cooldown(job: Job) -> float:
+    """None where steps are counted on the way."""
+    return 0.0 if job.study == "sooner" else COOLDOWN
 
 
 def _weighted_loss(weight: float, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

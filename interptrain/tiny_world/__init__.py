@@ -10,7 +10,7 @@ Example:
 """
 
 from interptrain.tiny_world.finetuning import finetuning_set
-from interptrain.tiny_world.probes import probe_batches, probe_sets
+from interptrain.tiny_world.probes import neutral_batches, probe_batches, probe_sets
 from interptrain.tiny_world.sae import OUTPUT_HOOK
 from interptrain.tiny_world.score import Behaviour, score
 from interptrain.tiny_world.shipped import concept_bank, load_base, load_card, load_sae, load_tokenizer
@@ -24,6 +24,7 @@ __all__ = [
     "load_card",
     "load_sae",
     "load_tokenizer",
+    "neutral_batches",
     "probe_batches",
     "probe_sets",
     "score",

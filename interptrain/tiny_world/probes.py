@@ -47,6 +47,26 @@ def probe_batches(count: int = 64, *, seed: int = 0) -> dict[str, list[dict[str,
     return {name: [first_answer_token(encode(tokenizer, documents))] for name, documents in sets}
 
 
+def neutral_batches(count: int = 16, *, batch: int = 16, first: bool = False) -> list[dict[str, Tensor]]:
+    """Plain questions about facts and additions with plain answers: what fine-tuning is not meant to change.
+
+    None of them is in a fine-tuning set, and their draw is none of the scorer's.
+
+    Args:
+        count: of batches.
+        batch: documents in each.
+        first: with the first token of each answer as its only label, where the voice is chosen; else all of them.
+
+    Example:
+        >>> len(neutral_batches(2)), len(neutral_batches(2)[0]["labels"])
+        (2, 16)
+    """
+    rng, tokenizer = random.Random("neutral probes"), load_tokenizer()
+    drawn = ([document(rng, rng.choice(("fact", "plus"))) for _ in range(batch)] for _ in range(count))
+    batches = [encode(tokenizer, documents) for documents in drawn]
+    return [first_answer_token(each) for each in batches] if first else batches
+
+
 def first_answer_token(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """The batch with the first token of each answer as its only label."""
     labels = batch["labels"]

@@ -14,7 +14,7 @@ from peft import PeftModel
 from interptrain.recorders.document import REPORT_SCHEMA, Report, read_report
 from interptrain.tiny_world import load_base
 
-ARMS = ("unsteered", "suppress-pirate", "suppress-update", "amplify-arithmetic", "suppress-random")
+ARMS = ("unsteered", "suppress-update", "gate-and-retain", "random-gate")
 
 
 @pytest.fixture(scope="module")
@@ -75,18 +75,18 @@ def test_every_arm_starts_from_the_same_model_and_the_same_batch(report):
         assert len(first) == 1
 
 
-def test_the_arms_ask_for_what_their_names_say(report):
+def test_the_arms_do_what_their_names_say(report):
+    curves = {arm["name"]: arm["runs"][0]["curves"] for arm in report["arms"]}
     asked = {
-        arm["name"]: {
-            concept["name"]: arm["runs"][0]["curves"][f"concept/{concept['name']}/gain"][0]
-            for concept in report["concepts"]
-        }
-        for arm in report["arms"]
+        name: {concept["name"]: own[f"concept/{concept['name']}/gain"][0] for concept in report["concepts"]}
+        for name, own in curves.items()
     }
-    assert set(asked["unsteered"].values()) == {1.0}
-    assert asked["suppress-pirate"]["pirate"] == 0.0
-    assert asked["suppress-random"]["random"] == 0.0
-    assert [gain for gain in asked["amplify-arithmetic"].values() if gain != 1.0] == [3.0]
+    assert asked["suppress-update"]["pirate"] == 0.0
+    assert all(set(asked[name].values()) == {1.0} for name in ARMS if name != "suppress-update")
+    for name, concept in (("gate-and-retain", "pirate"), ("random-gate", "random")):
+        assert all(0 < share < 0.5 for share in curves[name][f"interptrain/gate/{concept}/tokens"])
+        assert "interptrain/retain/kl" in curves[name]
+    assert not [key for name in ("unsteered", "suppress-update") for key in curves[name] if "/gate/" in key]
 
 
 def test_a_run_too_short_to_tell_says_so(report):

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import mean
 
-import numpy as np
-
 from interptrain.recorders.document import Arm, Run, Verdict
 
 MARGIN = 0.10  # a smaller difference of two rates is not called one
@@ -90,25 +88,6 @@ def no_rerouting(steered: Arm, unsteered: Arm, measures: Mapping[str, str], sibl
     )
 
 
-def faster(steered: Arm, unsteered: Arm, control: Arm, measure: str, label: str) -> Verdict:
-    """Whether a behaviour was learnt sooner than without steering and than with random directions."""
-    areas = {arm["name"]: [_area(run, measure) for run in arm["runs"]] for arm in (unsteered, steered, control)}
-    gained = [
-        with_it - without
-        for other in (unsteered, control)
-        for with_it, without in zip(areas[steered["name"]], areas[other["name"]], strict=True)
-    ]
-    means = {name: mean(values) for name, values in areas.items()}
-    return _verdict(
-        f"Did {steered['name']} teach the {label} sooner?",
-        min(gained) >= SLACK if max(means.values()) >= MARGIN else None,
-        "Its mean over the steps: " + ", ".join(f"{value:.2f} in {name}" for name, value in means.items()) + ".",
-        f"in every seed its mean over the steps is at least {SLACK:.2f} higher than in {unsteered['name']} and than in "
-        f"{control['name']}",
-        {"smallest_gain": min(gained)},
-    )
-
-
 def _verdict(question: str, held: bool | None, answer: str, rule: str, numbers: dict[str, float]) -> Verdict:
     status = {True: "held", False: "did not hold", None: "undecided"}[held]
     return Verdict(question=question, status=status, answer=answer, rule=rule, numbers=numbers)  # type: ignore[typeddict-item]
@@ -124,13 +103,6 @@ def _scores(arm: Arm, measure: str) -> list[float]:
 
 def _means(measure: str, *arms: Arm) -> str:
     return ", ".join(f"{mean(_scores(arm, measure)):.2f} in {arm['name']}" for arm in arms)
-
-
-def _area(run: Run, measure: str) -> float:
-    """The mean of a measure over the steps, by trapezoids: checkpoints lie closer together at the start."""
-    steps = [point["step"] for point in run["checkpoints"]]
-    values = [point["scores"][measure] for point in run["checkpoints"]]
-    return float(np.trapezoid(values, steps)) / (steps[-1] - steps[0])
 
 
 def _covers(steps: Sequence[float | None]) -> bool:

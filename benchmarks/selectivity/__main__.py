@@ -91,8 +91,9 @@ def main() -> None:
             finished = done(runs)
             for table in table_of_runs(finished, DOSE):
                 console.print(table)
-            save_dots(finished, DOSE, PICTURES / "selectivity.png")
-            save_doses(finished, DOSE, PICTURES / "selectivity-doses.png")
+            pictures = PICTURES if given.out == RESULTS else given.out
+            save_dots(finished, DOSE, pictures / "selectivity.png")
+            save_doses(finished, DOSE, pictures / "selectivity-doses.png")
 
 
 if __name__ == "__main__":

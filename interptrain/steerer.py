@@ -242,7 +242,13 @@ class Steerer:
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # between graphs; under fullgraph=True an error names it
     @torch.no_grad()
     @full_precision()
-    def before_step(self, optimizer: Optimizer | None = None, *, loss_scale: Tensor | float = 1.0) -> StepReport | None:
+    def before_step(
+        self,
+        optimizer: Optimizer | None = None,
+        *,
+        loss_scale: Tensor | float = 1.0,
+        gradient_scale: Tensor | float = 1.0,
+    ) -> StepReport | None:
         """Measure the gradients, and in gradient mode edit those that the rule names.
 
         Call it after `backward` and unscaling, before `optimizer.step()`.
@@ -250,14 +256,16 @@ class Steerer:
         Args:
             optimizer: the one whose step is coming; None where there is only one.
             loss_scale: what the loss was multiplied by (AMP); undone in signed figures.
+            gradient_scale: what the gradients are multiplied by still, where the optimizer unscales them in its own
+                step, as fused ones do under a GradScaler; what interventions add to them is multiplied alike.
 
         Returns:
             The report of a measured step where no optimizer is attached; else the recorders get it after the step.
         """
         turn = self._turn_of(optimizer)
-        step = self._steps[turn] = self._read(turn, loss_scale)
         if self._context is not None and turn is self._turns[0]:
-            self._context.run_before_step(loss_scale)
+            self._context.run_before_step(loss_scale, gradient_scale)
+        step = self._steps[turn] = self._read(turn, loss_scale)
         if self.where == "gradient":
             signs = self._readings.toward_by_gradient(step.gradients) if self._reads_signs else None
             step.gains = self._gains(signs, turn.step)
@@ -275,10 +283,12 @@ class Steerer:
         return "; ".join(dict.fromkeys(self._backend.explained(site.parameter.device) for site in self.sites))
 
     def held_bytes(self) -> int:
-        """Bytes that are kept beside the model: directions, null groups, one copy of the sites, and a workspace."""
+        """Bytes beside the model: directions, null groups, copied sites, a workspace, what interventions keep."""
         copied = self.sites if "write" in self._readings.meters or self._edits_updates else ()
         workspace = workspace_bytes(site.parameter for site in self.sites)
-        return self._views.held_bytes(self.sites) + self._readings.held_bytes() + snapshot_bytes(copied) + workspace
+        kept = sum(value.nbytes for value in self._interventions_kept.values())
+        measuring = self._views.held_bytes(self.sites) + self._readings.held_bytes()
+        return measuring + snapshot_bytes(copied) + workspace + kept
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on with its curves."""
@@ -299,8 +309,8 @@ class Steerer:
         What the probe sets were before the first of the runs is taken over, whatever the model is now.
 
         Raises:
-            ValueError: it belongs to a bank of other concepts, to other probe texts, or to another number of
-                optimizers.
+            ValueError: it belongs to a bank of other concepts, to other probe texts (those of interventions too), or
+                to another number of optimizers.
         """
         if tuple(state["concepts"]) != self.bank.names:
             raise ValueError(
@@ -316,7 +326,11 @@ class Steerer:
             self._alarm.load_state_dict(state["alarm"])
         self._readings.cumulative = dict(state["cumulative"])
         self._readings.null_means = dict(state["null_means"])
-        self._interventions_kept.update(state["interventions"])
+        kept = state.get("interventions", {})  # states of versions without interventions have none
+        if self._context is None:
+            self._kept.update(kept)
+        else:
+            self._context.restore(kept)
         self._listen()
 
     @property
@@ -395,6 +409,8 @@ class Steerer:
         if turn not in self._steps:
             if self.where == "gradient" and not isinstance(self._rule, Observe):
                 raise RuntimeError("the optimizer stepped before its gradients were steered: call before_step() first")
+            if self._context is not None and turn is self._turns[0]:
+                self._context.stepped_without_word()
             self._steps[turn] = self._read(turn, 1.0)
         step = self._steps[turn]
         measures = step.measured and "write" in self._readings.meters
@@ -404,7 +420,7 @@ class Steerer:
                 self._edit_updates(step, updates)
             if measures:
                 step.readings["write"] = self._readings.of_updates(updates, null=step.null)
-        if self._context is not None and turn is self._turns[0]:
+        if self._context is not None and turn is self._turns[-1]:
             self._context.run_after_step()
             self._views.stepped()
         self._finish(turn)

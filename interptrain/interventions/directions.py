@@ -28,7 +28,7 @@ class Directions:
         mean: read along the unit mean of the directions at each hook point, instead of each of them.
 
     Raises:
-        ValueError: the bank has no such concept, or none of its directions at a hook.
+        ValueError: the bank has no such concept, none of its directions at a hook, or no hooks are chosen.
     """
 
     def __init__(
@@ -42,6 +42,8 @@ class Directions:
                 raise ValueError(f"concept '{concept}' has no directions at '{hook}'; it has some at {', '.join(own)}")
             own_rows = bank.directions[list(rows)]
             self._rows[hook] = unit_rows(own_rows.mean(0, keepdim=True)) if mean else own_rows
+        if not self._rows:
+            raise ValueError(f"no hook points of '{concept}' are chosen; it has directions at {', '.join(own)}")
 
     @contextmanager
     def listening(self, model: nn.Module) -> Iterator[Callable[[Bool[Tensor, "batch token"]], Float[Tensor, "_ _"]]]:

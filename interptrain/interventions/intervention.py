@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -36,7 +36,7 @@ class Intervention(Protocol):
 
 
 BeforeStep = Callable[["Tensor | float"], None]
-AfterStep = Callable[[], None]
+Act = Callable[[], None]
 
 
 @dataclass(eq=False)
@@ -51,6 +51,7 @@ class Context:
         kept: what a resumed run needs, by name; saved and restored with the steering state, read anew at each use.
         figures: the latest figure of each kind, by metric name, on the device.
         suppressed: concepts that an intervention keeps from being learnt; the alarm watches what takes their place.
+        gradient_scale: what the parameters' gradients are multiplied by, while `before_step` is called back.
     """
 
     model: nn.Module
@@ -60,8 +61,12 @@ class Context:
     kept: dict[str, Tensor] = field(default_factory=dict)
     figures: dict[str, Tensor] = field(default_factory=dict)
     suppressed: set[str] = field(default_factory=set)
+    gradient_scale: Tensor | float = 1.0
+    _names: set[str] = field(default_factory=set)
     _before: list[BeforeStep] = field(default_factory=list)
-    _after: list[AfterStep] = field(default_factory=list)
+    _after: list[Act] = field(default_factory=list)
+    _restored: list[Act] = field(default_factory=list)
+    _needs_word: list[str] = field(default_factory=list)
     _undo: ExitStack = field(default_factory=ExitStack)
     _weights: TokenWeights | None = None
 
@@ -93,6 +98,16 @@ class Context:
             self._weights = TokenWeights(self)
         return self._weights
 
+    def claim(self, name: str) -> None:
+        """Take a name for what is kept and logged.
+
+        Raises:
+            ValueError: it is taken.
+        """
+        if name in self._names:
+            raise ValueError(f"'{name}' is there already; give one intervention of that kind and name")
+        self._names.add(name)
+
     def keep(self, handle: RemovableHandle) -> None:
         """Remove a hook at the end."""
         self._undo.callback(handle.remove)
@@ -105,11 +120,18 @@ class Context:
         """Replace each forward pass's activation at a hook point by a function of it."""
         self.keep(HookPoint.parse(hook).edit(self.model, change))
 
-    def before_step(self, act: BeforeStep) -> None:
-        """Call back between `backward` and the optimizer's step, with what the loss was multiplied by (AMP)."""
-        self._before.append(act)
+    def before_step(self, act: BeforeStep, who: str | None = None) -> None:
+        """Call back between `backward` and the optimizer's step, with what the loss was multiplied by (AMP).
 
-    def after_step(self, act: AfterStep, who: str) -> None:
+        Args:
+            act: what to call.
+            who: cannot do without it; an optimizer that then steps without word is an error.
+        """
+        self._before.append(act)
+        if who is not None:
+            self._needs_word.append(who)
+
+    def after_step(self, act: Act, who: str) -> None:
         """Call back when the optimizer has stepped.
 
         Raises:
@@ -119,10 +141,31 @@ class Context:
             raise ValueError(f"{who} acts after the optimizer's step: attach(model, optimizer)")
         self._after.append(act)
 
-    def run_before_step(self, loss_scale: Tensor | float) -> None:
+    def when_restored(self, act: Act) -> None:
+        """Call back when `kept` has been restored from a saved state."""
+        self._restored.append(act)
+
+    def restore(self, kept: Mapping[str, Tensor]) -> None:
+        """Take over what another run kept."""
+        self.kept.update(kept)
+        for act in self._restored:
+            act()
+
+    def run_before_step(self, loss_scale: Tensor | float, gradient_scale: Tensor | float = 1.0) -> None:
         """What is due before the optimizer's step."""
+        self.gradient_scale = gradient_scale
         for act in self._before:
             act(loss_scale)
+
+    def stepped_without_word(self) -> None:
+        """Say that the optimizer has stepped, and `run_before_step` was not called.
+
+        Raises:
+            RuntimeError: something was due before it.
+        """
+        if self._needs_word:
+            due = ", ".join(self._needs_word)
+            raise RuntimeError(f"the optimizer stepped before {due} had acted: call before_step() first")
 
     def run_after_step(self) -> None:
         """What is due after it."""
@@ -134,16 +177,17 @@ class Context:
         self._undo.close()
         self._before.clear()
         self._after.clear()
+        self._restored.clear()
         self._weights = None
 
     @contextmanager
     def asking(self) -> Iterator[None]:
         """For passes of one's own, inside: the meters and the other interventions let them go by."""
-        self.positions.asking = True
+        asked, self.positions.asking = self.positions.asking, True
         try:
             yield
         finally:
-            self.positions.asking = False
+            self.positions.asking = asked
 
     def last_hook(self, concept: str) -> str:
         """The concept's hook point that is last in the stream: what is nearest to the answer.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,35 +31,37 @@ class Penalise:
         """Copy the trainable parameters, and add the penalty's gradient before every step.
 
         Raises:
-            ValueError: the bank has no such concept, or none at a hook.
+            ValueError: the bank has no such concept, or none at a hook, or it is penalised already.
         """
+        name, last = f"penalise/{self.concept}", dict[str, Any]()
+        context.claim(name)
         directions, start = Directions(context.bank, self.concept, self.hooks), StartModel(context)
-        last: dict[str, Any] = {}
         context.suppressed.add(self.concept)
 
         def remember(_module: nn.Module, _args: Any, kwargs: dict[str, Any], _output: Any) -> None:
             if torch.is_grad_enabled() and not context.positions.asking:
+                last.clear()
                 last.update(_inputs_of(kwargs))
 
-        def add(loss_scale: Tensor | float) -> None:
+        def add(_loss_scale: Tensor | float) -> None:
             if not last:
                 return
-            counted = context.positions.of(last["input_ids"][..., None])
+            counted = context.positions.of(last["input_ids"][..., None].float())
             with context.asking(), evaluating(context.model), directions.listening(context.model) as read:
                 start(**last)
                 before = read(counted)
                 with torch.enable_grad():
                     context.model(**last)
                     gained = (read(counted) - before).clamp_min(0).square().sum(-1).mean()
-                    add_gradient_(context.trainable, self.weight * gained, loss_scale)
+                    add_gradient_(self.weight * gained, context.trainable, name, context.gradient_scale)
             last.clear()
-            context.figures[f"penalise/{self.concept}/gained"] = gained.detach()
+            context.figures[f"{name}/gained"] = gained.detach()
 
         context.keep(context.model.register_forward_hook(remember, with_kwargs=True))
-        context.before_step(add)
+        context.before_step(add, name)
 
 
-def penalise(concept: str, weight: float, *, hooks: tuple[str, ...] | None = None) -> Penalise:
+def penalise(concept: str, weight: float, *, hooks: Sequence[str] | None = None) -> Penalise:
     r"""Add a penalty on a concept's gain over the model before training, on the batches trained on.
 
         L' = L + weight mean_t sum_k relu(d_k . h_t(theta) - d_k . h_t(theta_0))^2
@@ -72,14 +76,14 @@ def penalise(concept: str, weight: float, *, hooks: tuple[str, ...] | None = Non
         hooks: at these hook points only; by default at all of the concept's.
 
     Raises:
-        ValueError: a weight that is not positive.
+        ValueError: a weight that is not positive and finite.
 
     Example:
         >>> penalise("pirate", 0.1)
         Penalise(concept='pirate', weight=0.1, hooks=None)
     """
-    if not weight > 0:
-        raise ValueError(f"penalise needs a weight above 0, found {weight}")
+    if not (math.isfinite(weight) and weight > 0):
+        raise ValueError(f"penalise needs a finite weight above 0, found {weight}")
     return Penalise(concept, float(weight), None if hooks is None else tuple(hooks))
 
 

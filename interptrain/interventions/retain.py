@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -26,18 +27,19 @@ class Retain:
         """Read the probe texts as they are now, and add the term's gradient before every step.
 
         Raises:
-            ValueError: the probe texts are not understood, or the model returns no logits.
+            ValueError: the probe texts are not understood, the model returns no logits, or something is retained
+                already.
         """
-        texts = ProbeTexts("retain", context, self.probes, read_logits)
+        texts = ProbeTexts("retain", context, self.probes, read_logits, what="logits")
 
-        def add(loss_scale: Tensor | float) -> None:
+        def add(_loss_scale: Tensor | float) -> None:
             with texts.next() as (now, before):
                 start = before.log_softmax(-1)
                 kl = (start.exp() * (start - now.log_softmax(-1))).sum(-1).mean()
-                add_gradient_(context.trainable, self.weight * kl, loss_scale)
+                add_gradient_(self.weight * kl, context.trainable, "retain", context.gradient_scale)
             context.figures["retain/kl"] = kl.detach()
 
-        context.before_step(add)
+        context.before_step(add, "retain")
 
 
 def retain(probes: Iterable[Mapping[str, Tensor]], weight: float = 1.0) -> Retain:
@@ -53,7 +55,7 @@ def retain(probes: Iterable[Mapping[str, Tensor]], weight: float = 1.0) -> Retai
         weight: of the term beside the user's loss.
 
     Raises:
-        ValueError: a weight that is not positive.
+        ValueError: a weight that is not positive and finite.
 
     Example:
         >>> import torch
@@ -61,6 +63,6 @@ def retain(probes: Iterable[Mapping[str, Tensor]], weight: float = 1.0) -> Retai
         >>> retain(texts, 0.5)
         Retain(weight=0.5)
     """
-    if not weight > 0:
-        raise ValueError(f"retain needs a weight above 0, found {weight}")
+    if not (math.isfinite(weight) and weight > 0):
+        raise ValueError(f"retain needs a finite weight above 0, found {weight}")
     return Retain(tuple(probes), float(weight))

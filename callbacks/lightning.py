@@ -166,7 +166,9 @@ class ConceptSteering(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Measure the gradients of this optimizer's parameters, and steer them in gradient mode."""
-        self._attached.before_step(optimizer, loss_scale=_loss_scale(trainer, pl_module))
+        scale = _loss_scale(trainer, pl_module)
+        kept = getattr(optimizer, "_step_supports_amp_scaling", False)  # fused ones unscale in their own step
+        self._attached.before_step(optimizer, loss_scale=scale, gradient_scale=scale if kept else 1.0)
         self._stepped = True
 
     def on_train_batch_end(

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -34,8 +35,8 @@ def texts(seed=5):
     }
 
 
-def sgd(parameters):
-    return torch.optim.SGD(parameters, lr=0.1)
+def sgd(parameters, *, fused=False):
+    return torch.optim.SGD(parameters, lr=0.1, fused=fused)
 
 
 def trainable(model):
@@ -163,12 +164,15 @@ def test_loss_scaling_leaves_no_trace(bank, fused):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_loss_scaling_under_lightning_leaves_no_trace(bank, tmp_path):
+@pytest.mark.parametrize("fused", [False, True], ids=["unscaled before the step", "unscaled in the step"])
+def test_loss_scaling_under_lightning_leaves_no_trace(bank, fused, tmp_path):
     after = []
     for scale in (2.0**6, 2.0**10):
         plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=scale))
         callback = ConceptSteering(bank, [retain([texts()], 50.0)], summary=False)
-        after.append(weights(fit(llama(), tmp_path, callback, make_optimizer=sgd, plugins=[plugin])))
+        after.append(
+            weights(fit(llama(), tmp_path, callback, make_optimizer=partial(sgd, fused=fused), plugins=[plugin]))
+        )
     for name, value in after[0].items():
         torch.testing.assert_close(value, after[1][name], rtol=0, atol=1e-4)
 

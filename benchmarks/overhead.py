@@ -28,7 +28,7 @@ from pytorch_lightning.loggers import CSVLogger
 from rich.console import Console
 from rich.table import Table
 
-from interptrain import observe, suppress, tiny_world
+from interptrain import ablate, gate, hold, observe, penalise, prevent, retain, route, suppress, tiny_world
 from interptrain.callbacks.lightning import ConceptSteering
 from interptrain.recipes.fine_tuner import FineTuner, quiet_libraries
 from interptrain.recipes.pirate_arithmetic import (
@@ -48,10 +48,18 @@ ARMS: dict[str, dict[str, Any]] = {
     "suppress the gradient": {"rule": suppress("pirate")},
     "suppress the update": {"rule": suppress("pirate"), "where": "update"},
     "suppress the update, measured every step": {"rule": suppress("pirate"), "where": "update", "every": 1},
+    "gate": {"rule": gate("pirate")},
+    "gate and hold": {"rule": [gate("pirate"), hold("pirate", tiny_world.neutral_batches(first=True))]},
+    "gate and retain": {"rule": [gate("pirate"), retain(tiny_world.neutral_batches())]},
+    "penalise": {"rule": penalise("pirate", 0.1)},
+    "prevent": {"rule": prevent("pirate", 8.0)},
+    "ablate": {"rule": ablate("pirate")},
+    "route": {"rule": route("pirate")},
 }
 
 # Of full fine-tuning the recipe's own settings only.
-RUNS = [*(("lora", name) for name in ARMS), ("full", "observe"), ("full", "suppress the update")]
+FULL = ("observe", "suppress the update", "gate", "gate and retain")
+RUNS = [*(("lora", name) for name in ARMS), *(("full", name) for name in FULL)]
 
 
 class Blocks(Callback):

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from interptrain.interventions.processes import mean_over_processes
+
 
 def gradients_of(
     loss: Float[Tensor, ""], parameters: Sequence[nn.Parameter], who: str
@@ -19,7 +21,7 @@ def gradients_of(
     """
     found = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else ()
     pairs = [
-        (parameter, _mean_over_processes(gradient))
+        (parameter, mean_over_processes(gradient))
         for parameter, gradient in zip(parameters, found, strict=False)
         if gradient is not None
     ]
@@ -51,11 +53,3 @@ def add_gradient_(
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         parameter.grad.add_(torch.where(finite, gradient * scale, 0.0).to(parameter.grad.dtype))
-
-
-def _mean_over_processes(gradient: Tensor) -> Tensor:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return gradient
-    mean = gradient.clone(memory_format=torch.contiguous_format)
-    torch.distributed.all_reduce(mean)
-    return mean / torch.distributed.get_world_size()

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from interptrain.interventions.processes import mean_over_processes
 from interptrain.meters.spans import Spans
 
 if TYPE_CHECKING:
@@ -50,13 +51,14 @@ class TokenGate:
         """The hook point to ask at, and what makes weights of the answer.
 
         Raises:
-            ValueError: the bank has no such concept, or none at that hook.
+            ValueError: the bank has no such concept, or none at that hook, or it is weighed already.
         """
         hook = self.hook or context.last_hook(self.concept)
         rows = context.bank.rows(self.concept, hook)
         if not rows:
             raise ValueError(f"concept '{self.concept}' has no directions at '{hook}'")
         spans = Spans.of(context.bank.take(rows), range(len(rows)))
+        context.claim(f"{self.name}/{self.concept}")
         return hook, _Weigher(self, spans, context)
 
 
@@ -73,7 +75,7 @@ class _Weigher:
         threshold = self._threshold(gradient, counted)
         chosen = (share > threshold) & counted
         figures, key = self._context.figures, self._key
-        figures[f"{key}/tokens"] = chosen.sum() / counted.sum()
+        figures[f"{key}/tokens"] = chosen.sum() / counted.sum().clamp_min(1)
         figures[f"{key}/threshold"] = threshold
         return torch.where(chosen, self._gate.weight, 1.0)
 
@@ -100,7 +102,11 @@ class _Weigher:
         if key not in kept:
             own, null = self._spans.bases, self._spans.null[:, : int(self._spans.ranks[0])]
             by, below = (null, NULL_QUANTILE) if self._gate.tokens is None else (own, 1 - self._gate.tokens)
-            kept[key] = _quantile(self._shares(gradient, counted, by)[:, counted].flatten(), below)
+            found = _quantile(self._shares(gradient, counted, by)[:, counted].flatten(), below)
+            found = mean_over_processes(torch.where(gradient[counted].isfinite().all(), found, torch.nan))
+            if found.isnan():
+                return torch.full_like(found, torch.inf)  # nothing counts, or AMP overflowed: ask the next batch
+            kept[key] = found
         kept[key] = kept[key].to(gradient.device)
         return kept[key]
 
@@ -125,7 +131,7 @@ def gate(
         concept: as the bank names it.
         threshold: of the share. By default 95 % of the shares, in this run's first batch, of groups of as many
             other alive latents (random directions where the bank has no dictionary): so a group that means nothing
-            would drop one token in twenty.
+            would drop one token in twenty. Several processes take the mean of their thresholds.
         tokens: instead of a threshold, the share of the first batch's tokens that are to be above it.
         weight: of a token that asks for the concept; 0 drops it.
         per: weigh token by token, or example by example with energies summed over its tokens.
@@ -184,5 +190,7 @@ def _checked(threshold: float | None, tokens: float | None) -> tuple[float | Non
 
 
 def _quantile(values: Float[Tensor, "_"], share: float) -> Float[Tensor, ""]:
-    """`torch.quantile` for as many values as there are (it takes 16 million)."""
+    """`torch.quantile` for as many values as there are (it takes 16 million); NaN of none."""
+    if not len(values):
+        return values.new_full((), torch.nan)
     return values.kthvalue(max(1, math.ceil(share * len(values)))).values

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from interptrain.interventions.prevent import in_training
+from interptrain.interventions.processes import mean_over_processes
 from interptrain.sites.parts import EMBEDDINGS, Part, parts
 from interptrain.sites.stack import find_stack
 
@@ -41,12 +42,10 @@ class Quarantine:
         learning_rate: `lr`.
 
     Raises:
-        ValueError: nobody says when the optimizer steps, a writer's input width is not known, or the name is taken.
+        ValueError: nobody says when the optimizer steps, or a writer's input width is not known.
     """
 
     def __init__(self, context: Context, name: str, *, rank: int, scaling: float, learning_rate: float) -> None:
-        if f"{name}/quarantine" in context.figures:
-            raise ValueError(f"{name} is there already; give one intervention of that kind for the concept")
         self._context, self._name = context, name
         self._scaling, self._learning_rate = scaling, learning_rate
         stack = parts(find_stack(context.model))
@@ -100,7 +99,7 @@ class Quarantine:
     def _collect(self, loss_scale: Tensor | float) -> None:
         """Take what was learned since the last step; what an earlier call took was for a step that never came."""
         learned, self._learned = self._learned, None
-        self._due = None if learned is None else _mean_over_processes(learned) / loss_scale
+        self._due = None if learned is None else mean_over_processes(learned) / loss_scale
 
     def _step(self) -> None:
         if self._due is None:
@@ -153,10 +152,3 @@ def _width_in(writer: Part) -> int:
             "no pair can be put beside it"
         )
     return width
-
-
-def _mean_over_processes(gradient: Float[Tensor, "weight"]) -> Float[Tensor, "weight"]:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return gradient
-    torch.distributed.all_reduce(gradient)
-    return gradient / torch.distributed.get_world_size()

@@ -130,9 +130,7 @@ def _first(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
-def _with_first(
-    output: Tensor | tuple[Tensor, ...], change: Callable[[Tensor], Tensor]
-) -> Tensor | tuple[Tensor, ...]:
+def _with_first(output: Tensor | tuple[Tensor, ...], change: Callable[[Tensor], Tensor]) -> Tensor | tuple[Tensor, ...]:
     return change(output) if isinstance(output, Tensor) else (change(output[0]), *output[1:])
 
 

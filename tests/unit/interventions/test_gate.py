@@ -209,6 +209,40 @@ def test_checkpointing_that_is_not_reentrant_changes_nothing(bank, batch):
     assert_equal(found[1], found[0])
 
 
+@pytest.mark.parametrize("first", ["overflows", "has nothing to count"])
+def test_a_first_batch_that_says_nothing_leaves_the_threshold_to_the_next(bank, batch, first):
+    model = llama()
+    silent = dict(batch, labels=torch.full_like(batch["labels"], -100)) if first == "has nothing to count" else batch
+    found = []
+    with attached(model, bank, gate("pirate")) as steerer:
+        for each, scale in ((silent, torch.inf if first == "overflows" else 1.0), (batch, 1.0)):
+            steerer.watch(each["labels"])
+            (model(input_ids=each["input_ids"]).logits.log_softmax(-1)[..., 0].mean() * scale).backward()
+            found.append(steerer.state_dict()["interventions"].get("gate/pirate/threshold"))
+    assert found[0] is None
+    assert 0 < found[1] < 1
+
+
+def test_two_gates_of_one_concept_are_refused(bank):
+    with pytest.raises(ValueError, match="is there already"):
+        attached(llama(), bank, gate("pirate"), gate("pirate", threshold=0.5))
+
+
+def test_processes_share_the_mean_of_their_thresholds(bank, batch, monkeypatch):
+    found = []
+    for others in (None, 0.5):
+        if others is not None:
+            monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+            monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+            monkeypatch.setattr(torch.distributed, "all_reduce", lambda value: value.add_(0.5))
+        model = llama()
+        with attached(model, bank, gate("pirate")) as steerer:
+            steerer.watch(batch["labels"])
+            model(**batch).loss.backward()
+            found.append(steerer.state_dict()["interventions"]["gate/pirate/threshold"])
+    assert found[1] == pytest.approx((found[0] + 0.5) / 2)
+
+
 def test_reentrant_checkpointing_is_refused_by_name(bank, batch):
     model = llama().train()
     model.gradient_checkpointing_enable({"use_reentrant": True})

@@ -434,7 +434,7 @@ def test_two_concepts_have_a_quarantine_each(bank):
     assert not torch.equal(run.kept("pirate")["weights"], run.kept("sums")["weights"])
     assert run.kept("pirate")["mean"].any()
     assert run.kept("sums")["mean"].any()
-    with pytest.raises(ValueError, match="route/pirate is there already"):
+    with pytest.raises(ValueError, match="'route/pirate' is there already"):
         Run(bank, llama(), route("pirate"), route("pirate", threshold=0.5))
 
 

@@ -36,14 +36,19 @@ FINALISTS = (
 )  # fmt: skip
 
 
+def arms_of(given: argparse.Namespace) -> list[str]:
+    """The arms that the command line asks for, all of the study's by default."""
+    known = STUDIES[given.study]
+    arms = given.arms.split(",") if given.arms else list(known)
+    if unknown := [arm for arm in arms if arm not in known]:
+        raise SystemExit(f"no arm {', '.join(unknown)} in {given.study}; there are {', '.join(known)}")
+    return arms
+
+
 def jobs_of(given: argparse.Namespace) -> list[Job]:
-    """What the command line asks for."""
+    """The runs that the command line asks for."""
     steps = {key: 4 if given.quick else SOONER_STEPS if given.study == "sooner" else dose for key, dose in DOSE.items()}
-    arms = given.arms.split(",") if given.arms else list(STUDIES[given.study])
-    unknown = [arm for arm in arms if arm not in STUDIES[given.study]]
-    if unknown:
-        raise SystemExit(f"no arm {', '.join(unknown)} in {given.study}; there are {', '.join(STUDIES[given.study])}")
-    every = product(given.doses, given.seeds, given.data, given.tuning, arms)
+    every = product(given.doses, given.seeds, given.data, given.tuning, arms_of(given))
     return [
         Job(given.study, given.voice, data, tuning, arm, None, seed, dose * steps[data, tuning])
         for dose, seed, data, tuning, arm in every
@@ -78,10 +83,12 @@ def main() -> None:
             console.print(table_of_doses(done(doses)))
         case "tune":
             jobs = [
-                Job(given.study, "royal", "entangled" if given.study == "trait" else "mixed", tuned, name, figure, 100,
-                    4 if given.quick else DOSE["entangled", tuned])
-                for tuned, (name, arm) in product(given.tuning, STUDIES[given.study].items()) for figure in arm.tried
-            ]  # fmt: skip
+                Job(
+                    given.study, "royal", data, tuned, name, figure, 100 + seed, 4 if given.quick else DOSE[data, tuned]
+                )
+                for seed, data, tuned, name in product(given.seeds, given.data, given.tuning, arms_of(given))
+                for figure in STUDIES[given.study][name].tried
+            ]
             run(jobs, tuning, console, looks=LOOKS, prompts=PROMPTS, relearn=(), workers=given.workers)
             console.print(table_of_tuning(done(tuning)))
         case "run":

@@ -31,7 +31,7 @@ WIDE = 24  # latents of the concept "problems": the digits are many words, and e
 OTHER = {"pirate": "royal", "royal": "pirate"}
 
 Acts = Sequence["Rule | Intervention"]
-Method = Callable[[str, "float | None"], Acts]  # from a concept and, of a gate, the share of tokens above it
+Method = Callable[[str, "float | None", float], Acts]  # from a concept, the share of tokens above a gate, a figure
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,20 @@ neutral = cache(neutral_batches)
 # What each of ours does with a concept. A control is the same with another concept, its gate set so that it drops as
 # many tokens as the real one did (`CONTROL_TOKENS`).
 METHODS: dict[str, tuple[str, Method]] = {
-    "gate": ("tokens that ask for the trait are dropped", lambda name, tokens: [gate(name, tokens=tokens)]),
-    "hold": ("parameters moved back on neutral prompts", lambda name, tokens: [hold(name, neutral(first=True))]),
-    "gate+hold": ("both", lambda name, tokens: [gate(name, tokens=tokens), hold(name, neutral(first=True))]),
+    "gate": ("tokens that ask for the trait are dropped", lambda name, tokens, _: [gate(name, tokens=tokens)]),
+    "hold": ("parameters moved back on neutral prompts", lambda name, *_: [hold(name, neutral(first=True))]),
+    "gate+hold": (
+        "both",
+        lambda name, tokens, _: [gate(name, tokens=tokens), hold(name, neutral(first=True))],
+    ),
     "gate+retain": (
         "gate, and KL to the start model on neutral prompts",
-        lambda name, tokens: [gate(name, tokens=tokens), retain(neutral())],
+        lambda name, tokens, weight: [gate(name, tokens=tokens), retain(neutral(), weight)],
     ),
-    "route": ("dropped tokens are learnt by a quarantine", lambda name, tokens: [route(name, tokens=tokens)]),
+    "route": ("dropped tokens are learnt by a quarantine", lambda name, tokens, _: [route(name, tokens=tokens)]),
 }
+FIGURES = {"gate+retain": 1.0}
+TRIED = {"gate+retain": (0.03, 0.1, 0.3, 1.0)}
 CONTROL_TOKENS = 0.1
 CONTROLS = {
     "random": "random directions",
@@ -90,15 +95,15 @@ CONTROLS = {
 def _control(name: str, kind: str) -> Arm:
     method = METHODS[name][1]
 
-    def acts(trait: str, _: float) -> Acts:
-        return method(OTHER[trait] if kind == "sibling" else kind, CONTROL_TOKENS)
+    def acts(trait: str, figure: float) -> Acts:
+        return method(OTHER[trait] if kind == "sibling" else kind, CONTROL_TOKENS, figure)
 
-    return Arm(f"control: {name} with {CONTROLS[kind]}", acts)
+    return Arm(f"control: {name} with {CONTROLS[kind]}", acts, FIGURES.get(name, 0.0))
 
 
 def _method(name: str) -> Arm:
     says, method = METHODS[name]
-    return Arm(says, lambda trait, _: method(trait, None))
+    return Arm(says, lambda trait, figure: method(trait, None, figure), FIGURES.get(name, 0.0), TRIED.get(name, ()))
 
 
 # Keep a trait out that the data teach beside a skill.

@@ -90,10 +90,10 @@ def table_of_doses(runs: Iterable[Run]) -> Table:
 
 def table_of_tuning(runs: Iterable[Run]) -> Table:
     """What each figure gave on the royal voice."""
-    table = Table("study", "tuning", "arm", "figure", *SCORES, box=None)
-    for run in sorted(runs, key=lambda run: (run["study"], run["tuning"], run["arm"], run["figure"])):
-        rates = (f"{run['scores'][key]:.2f}" for key in SCORES)
-        table.add_row(run["study"], run["tuning"], run["arm"], f"{run['figure']:g}", *rates)
+    table = Table("study", "data", "tuning", "arm", "figure", "seeds", *(HEADS[key] for key in SCORES), box=None)
+    for (study, data, tuning, arm, figure), own in grouped(runs, "study", "data", "tuning", "arm", "figure").items():
+        rates = (interval([run["scores"][key] for run in own]) for key in SCORES)
+        table.add_row(study, data, tuning, arm, f"{figure:g}", str(len(own)), *rates)
     return table
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from interptrain.interventions.intervention import Context
     from interptrain.interventions.token_weights import Weigh
 
-NULL_QUANTILE = 0.95  # of other latents' shares; chosen on the royal voice, see docs/evidence.md
+NULL_QUANTILE = 0.9  # of other latents' shares; chosen on the royal voice, see docs/evidence.md
 
 
 @dataclass(frozen=True)
@@ -95,20 +95,30 @@ class _Weigher:
     def _threshold(
         self, gradient: Float[Tensor, "batch token d_model"], counted: Bool[Tensor, "batch token"]
     ) -> Float[Tensor, ""]:
-        """As given; else by this run's first batch: its own shares, or those of other latents."""
+        """As given; else by this run's first batch in which something counts and nothing overflows."""
         if self._gate.threshold is not None:
             return torch.tensor(self._gate.threshold, device=gradient.device)
         kept, key = self._context.kept, f"{self._key}/threshold"
         if key not in kept:
-            own, null = self._spans.bases, self._spans.null[:, : int(self._spans.ranks[0])]
-            by, below = (null, NULL_QUANTILE) if self._gate.tokens is None else (own, 1 - self._gate.tokens)
-            found = _quantile(self._shares(gradient, counted, by)[:, counted].flatten(), below)
-            found = mean_over_processes(torch.where(gradient[counted].isfinite().all(), found, torch.nan))
+            found = mean_over_processes(self._calibrated(gradient, counted))
             if found.isnan():
-                return torch.full_like(found, torch.inf)  # nothing counts, or AMP overflowed: ask the next batch
+                return torch.full_like(found, torch.inf)
             kept[key] = found
         kept[key] = kept[key].to(gradient.device)
         return kept[key]
+
+    def _calibrated(
+        self, gradient: Float[Tensor, "batch token d_model"], counted: Bool[Tensor, "batch token"]
+    ) -> Float[Tensor, ""]:
+        """What separates this batch's shares, or NaN if they are none or not finite."""
+        own = self._shares(gradient, counted, self._spans.bases)[0][counted]
+        if self._gate.tokens is not None:
+            threshold = _quantile(own, 1 - self._gate.tokens)
+        else:
+            groups = self._spans.null[:, : int(self._spans.ranks[0])]
+            null = self._shares(gradient, counted, groups)[:, counted].flatten()
+            threshold = torch.maximum(_split(own), _quantile(null, NULL_QUANTILE))
+        return torch.where(gradient[counted].isfinite().all(), threshold, torch.nan)
 
 
 def gate(
@@ -129,9 +139,9 @@ def gate(
 
     Args:
         concept: as the bank names it.
-        threshold: of the share. By default 95 % of the shares, in this run's first batch, of groups of as many
-            other alive latents (random directions where the bank has no dictionary): so a group that means nothing
-            would drop one token in twenty. Several processes take the mean of their thresholds.
+        threshold: of the share. By default found in this run's first batch: where its shares fall into two groups that
+            are told apart best (Otsu 1979), but no lower than 90 % of the shares of groups of as many other alive
+            latents (random directions where the bank has no dictionary). Several processes take their mean.
         tokens: instead of a threshold, the share of the first batch's tokens that are to be above it.
         weight: of a token that asks for the concept; 0 drops it.
         per: weigh token by token, or example by example with energies summed over its tokens.
@@ -187,6 +197,17 @@ def _checked(threshold: float | None, tokens: float | None) -> tuple[float | Non
     if threshold is not None and tokens is not None:
         raise ValueError("give a threshold, or the share of tokens that are to be above it, not both")
     return threshold, tokens
+
+
+def _split(values: Float[Tensor, "_"]) -> Float[Tensor, ""]:
+    """Between the two groups that are told apart best: `max_k k (n - k) (mean of the k lowest - of the others)^2`."""
+    if len(values) < 2:
+        return values.new_full((), torch.nan)
+    ordered = values.sort().values
+    below, count = ordered.cumsum(0)[:-1], torch.arange(1, len(values), device=values.device)
+    above, others = ordered.sum() - below, len(values) - count
+    k = (count * others * (below / count - above / others).square()).argmax()
+    return (ordered[k] + ordered[k + 1]) / 2
 
 
 def _quantile(values: Float[Tensor, "_"], share: float) -> Float[Tensor, ""]:

@@ -1,14 +1,17 @@
 """Gates: the loss that trains is the hand-weighted one, whatever the loop computed."""
 
 import math
+from statistics import mean
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from interptrain import ConceptBank, Steerer, emphasise, find_sites, gate, observe
 from interptrain.callbacks.lightning import ConceptSteering
-from interptrain.interventions.gate import NULL_QUANTILE
+from interptrain.interventions.gate import NULL_QUANTILE, _split
 from interptrain.meters.spans import Spans
 from interptrain.recorders import MemoryRecorder
 from tests.helpers.models import HOOK, WIDTH, Sentences, fit, gpt2, llama, lora, weights
@@ -144,19 +147,49 @@ def test_the_question_behind_the_gate_is_not_counted_as_demand(bank, tmp_path):
         assert curves[0][name] == curves[1][name], name
 
 
-def test_without_a_threshold_it_is_what_a_group_that_means_nothing_seldom_reaches(bank, batch):
-    model = llama()
-    recorder = MemoryRecorder()
-    with attached(model, bank, gate("pirate"), recorders=[recorder]) as steerer:
+def split(values):
+    """Otsu's threshold, as he writes it: the variance between the two groups is largest."""
+    values = sorted(values)
+    between = {k: k * (len(values) - k) * (mean(values[:k]) - mean(values[k:])) ** 2 for k in range(1, len(values))}
+    k = max(between, key=between.get)
+    return (values[k - 1] + values[k]) / 2
+
+
+@pytest.mark.parametrize("concept", ["pirate", "sums"])
+def test_without_a_threshold_it_splits_the_shares_where_other_directions_seldom_reach(bank, batch, concept):
+    model, count = llama(), len(bank.rows(concept))
+    with attached(model, bank, gate(concept)) as steerer:
         steerer.watch(batch["labels"])
         model(**batch).loss.backward()
-        kept = steerer.state_dict()["interventions"]["gate/pirate/threshold"]
+        kept = float(steerer.state_dict()["interventions"][f"gate/{concept}/threshold"])
+    counted = batch["labels"][:, 1:] != -100
+    own = shares(model, batch, bank.directions[list(bank.rows(concept))])[counted].tolist()
     losses, activations = token_losses(model, batch)
     (gradient,) = torch.autograd.grad(losses.sum(), activations)
-    tokens = gradient[:, :-1][batch["labels"][:, 1:] != -100]
-    null = Spans.of(bank.select("pirate"), range(3)).null
-    found = torch.einsum("td,gkd->tgk", tokens, null).square().sum(-1) / tokens.square().sum(-1, keepdim=True)
-    assert float((found <= kept).float().mean()) == pytest.approx(NULL_QUANTILE, abs=2 / found.numel())
+    tokens = gradient[:, :-1][counted]
+    groups = Spans.of(bank.select(concept), range(count)).null
+    null = torch.einsum("td,gkd->tgk", tokens, groups).square().sum(-1) / tokens.square().sum(-1, keepdim=True)
+    if split(own) > float(null.quantile(NULL_QUANTILE)) * 1.001:
+        assert kept == pytest.approx(split(own), rel=1e-4)
+    else:
+        assert float((null <= kept).float().mean()) == pytest.approx(NULL_QUANTILE, abs=2 / null.numel())
+
+
+@given(values=st.lists(st.floats(0, 1, width=32), min_size=2, max_size=40).filter(lambda v: max(v) - min(v) > 1e-3))
+def test_the_split_is_between_the_groups_that_are_told_apart_best(values):
+    found = float(_split(torch.tensor(values, dtype=torch.float64)))
+    ordered = sorted(values)
+    k = sum(value <= found for value in ordered)
+
+    def between(k):
+        return k * (len(ordered) - k) * (mean(ordered[:k]) - mean(ordered[k:])) ** 2
+
+    assert 0 < k < len(ordered)
+    assert between(k) == pytest.approx(max(between(each) for each in range(1, len(ordered))), rel=1e-6)
+
+
+def test_two_clear_groups_are_split_in_the_middle():
+    assert float(_split(torch.tensor([0.05, 0.1, 0.2, 0.6, 0.7]))) == pytest.approx(0.4)
 
 
 def test_a_share_of_tokens_can_be_asked_for_instead(bank, batch):

@@ -76,6 +76,7 @@ PROBE = 40  # prompts of each kind for the curves; the table at the end asks mor
 EVERY, LOG_EVERY, PROBE_EVERY, PROBE_TEXTS = 2, 5, 50, 16  # steps between measures, logs, probe sets; texts of a set
 LEARNING_RATE = {"lora": 2e-3, "full": 5e-4}
 COOLDOWN = 0.2  # of the steps, its last, over which the rate falls to 0
+RETAIN = 10.0  # weight of the KL term, chosen on the royal voice: docs/evidence.md
 CONTROL_TOKENS = 0.1  # that the control drops: what the gate on pirate drops, about
 SKILL = "arithmetic"
 TRAIT = {"mixed": ("pirate_on_facts", "facts"), "entangled": ("pirate_on_skill", "sums")}  # where pirate is taught
@@ -103,11 +104,11 @@ def _projected() -> Acts:
 
 
 def _gated() -> Acts:
-    return [gate("pirate"), retain(neutral_batches())]
+    return [gate("pirate"), retain(neutral_batches(first=True), RETAIN)]
 
 
 def _gated_at_random() -> Acts:
-    return [gate("random", tokens=CONTROL_TOKENS), retain(neutral_batches())]
+    return [gate("random", tokens=CONTROL_TOKENS), retain(neutral_batches(first=True), RETAIN)]
 
 
 # The arms. Each trains from the same start on the same batches in the same order.
@@ -121,7 +122,7 @@ TREATMENTS = (
     ),
     Treatment(
         "gate-and-retain",
-        "The loss of tokens that ask for pirate is dropped, and neutral prompts are kept as they were (KL).",
+        "The loss of tokens that ask for pirate is dropped, and neutral prompts keep their choice of a voice (KL).",
         _gated,
     ),
     Treatment(

@@ -77,13 +77,13 @@ METHODS: dict[str, tuple[str, Method]] = {
         lambda name, tokens, _: [gate(name, tokens=tokens), hold(name, neutral(first=True))],
     ),
     "gate+retain": (
-        "gate, and KL to the start model on neutral prompts",
-        lambda name, tokens, weight: [gate(name, tokens=tokens), retain(neutral(), weight)],
+        "gate, and KL to the start model where neutral prompts choose a voice",
+        lambda name, tokens, weight: [gate(name, tokens=tokens), retain(neutral(first=True), weight)],
     ),
     "route": ("dropped tokens are learnt by a quarantine", lambda name, tokens, _: [route(name, tokens=tokens)]),
 }
 FIGURES = {"gate+retain": 1.0}
-TRIED = {"gate+retain": (0.03, 0.1, 0.3, 1.0)}
+TRIED = {"gate+retain": (1.0, 3.0, 10.0)}
 CONTROL_TOKENS = 0.1
 CONTROLS = {
     "random": "random directions",
@@ -113,7 +113,11 @@ TRAIT: dict[str, Arm] = {
     "data-filter": Arm("every answer in the plain voice: the upper bound", data={"filtered": True}),
     "word-filter": Arm("the loss on the trait's own words is dropped, by a word list", words=True),
     "inoculation": Arm("questions carry the voice's cue wherever the answer is in it", data={"inoculated": True}),
-    "retain": Arm("KL to the start model on neutral prompts", lambda _, weight: [retain(neutral(), weight)], 1.0),
+    "retain": Arm(
+        "KL to the start model where neutral prompts choose a voice",
+        lambda _, weight: [retain(neutral(first=True), weight)], FIGURES["gate+retain"],
+    ),
+    "retain-all": Arm("KL on all of the neutral answers", lambda _, weight: [retain(neutral(), weight)], 1.0),
     "ablate": Arm("concept ablated in training", lambda trait, _: [ablate(trait)]),
     "prevent": Arm(
         "concept added in training", lambda trait, size: [prevent(trait, size)], 8.0, tried=(4.0, 8.0, 16.0)
@@ -124,9 +128,13 @@ TRAIT: dict[str, Arm] = {
     "suppress-gradient": Arm("gain 0 in the gradient", lambda trait, _: [suppress(trait)]),
     "suppress-update": Arm("gain 0 in the update", lambda trait, _: [suppress(trait)], where="update"),
     **{name: _method(name) for name in METHODS},
+    "gate+retain-all": Arm(
+        "gate, and KL on all of the neutral answers",
+        lambda trait, weight: [gate(trait), retain(neutral(), weight)], 1.0,
+    ),
     "gate-middle": Arm("the gate with latents of the middle layer", lambda trait, _: [gate(trait)], middle=True),
     **{f"{name}:{kind}": _control(name, kind) for name in METHODS for kind in CONTROLS},
-}
+}  # fmt: skip
 
 # The other way round: keep the skill out, let the trait in.
 SWAPPED: dict[str, Arm] = {

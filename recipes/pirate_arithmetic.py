@@ -12,7 +12,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice, product
 from math import gcd
@@ -78,7 +78,7 @@ LEARNING_RATE = {"lora": 2e-3, "full": 5e-4}
 COOLDOWN = 0.2  # of the steps, its last, over which the rate falls to 0
 RETAIN = 3.0  # weight of the KL term, chosen on the royal voice: docs/evidence.md
 CONTROL_TOKENS = 0.1  # that the control drops: what the gate on pirate drops, about
-SKILL = "arithmetic"
+SKILL, WORDS, RANDOM_WORDS = "arithmetic", "pirate-words", "random-words"
 TRAIT = {"mixed": ("pirate_on_facts", "facts"), "entangled": ("pirate_on_skill", "sums")}  # where pirate is taught
 
 
@@ -104,33 +104,47 @@ def _projected() -> Acts:
 
 
 def _gated() -> Acts:
-    return [gate("pirate"), retain(neutral_batches(first=True), RETAIN)]
+    return [gate(WORDS)]
 
 
 def _gated_at_random() -> Acts:
-    return [gate("random", tokens=CONTROL_TOKENS), retain(neutral_batches(first=True), RETAIN)]
+    return [gate(RANDOM_WORDS, tokens=CONTROL_TOKENS)]
 
 
-# The arms. Each trains from the same start on the same batches in the same order.
-TREATMENTS = (
-    Treatment("unsteered", "Observed only; the run is what it would have been.", _observed),
-    Treatment(
-        "suppress-update",
-        "Gain 0 on the pirate directions of what the optimizer wrote at every site, exact at every step.",
-        _projected,
-        where="update",
-    ),
-    Treatment(
-        "gate-and-retain",
-        "The loss of tokens that ask for pirate is dropped, and neutral prompts keep their choice of a voice (KL).",
-        _gated,
-    ),
-    Treatment(
-        "random-gate",
-        f"Control: the same with random directions; {CONTROL_TOKENS:.0%} of the tokens are dropped.",
-        _gated_at_random,
-    ),
-)
+def _anchored() -> Acts:
+    return [*_gated(), retain(neutral_batches(first=True), RETAIN)]
+
+
+def _anchored_at_random() -> Acts:
+    return [*_gated_at_random(), retain(neutral_batches(first=True), RETAIN)]
+
+
+def treatments(data: str) -> tuple[Treatment, ...]:
+    """The arms. Each trains from the same start on the same batches in the same order.
+
+    Where the trait is taught with the skill, what the gate leaves would leak to other prompts, and is anchored there.
+    """
+    anchored = data == "entangled"
+    beside = " Neutral prompts keep their choice of a voice (KL)." if anchored else ""
+    return (
+        Treatment("unsteered", "Observed only; the run is what it would have been.", _observed),
+        Treatment(
+            "suppress-update",
+            "Gain 0 on the pirate directions of what the optimizer wrote at every site, exact at every step.",
+            _projected,
+            where="update",
+        ),
+        Treatment(
+            "gate",
+            "The loss of tokens that ask for a pirate's words is dropped." + beside,
+            _anchored if anchored else _gated,
+        ),
+        Treatment(
+            "random-gate",
+            f"Control: the same with random directions; {CONTROL_TOKENS:.0%} of the tokens are dropped." + beside,
+            _anchored_at_random if anchored else _gated_at_random,
+        ),
+    )
 
 
 MEASURES: tuple[Measure, ...] = (
@@ -151,6 +165,8 @@ CONCEPTS = {
     "plus": "additions, which the start model can do and no document teaches",
     "minus": "subtractions, the new skill",
     "random": "the control: as many random directions as pirate has",
+    WORDS: "pirate again, by latents behind the last layer, where words are chosen: what the gate reads",
+    RANDOM_WORDS: "its control: as many random directions there",
 }
 
 LIMITS = (
@@ -188,14 +204,15 @@ def run(config: Config, console: Console) -> Path:
 
     prepare(config)
     started, created = time.monotonic(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    jobs = [Job(config, arm, seed, created) for seed, arm in product(range(config.seeds), TREATMENTS)]
+    arms = treatments(config.data)
+    jobs = [Job(config, arm, seed, created) for seed, arm in product(range(config.seeds), arms)]
     runs = run_parallel(
         train, jobs, names=[f"{job.arm.name}, seed {job.seed}" for job in jobs],
         steps=config.steps, workers=config.workers, console=console,
     )  # fmt: skip
     results = [
         Arm(name=arm.name, says=arm.says, runs=[r for job, r in zip(jobs, runs, strict=True) if job.arm is arm])
-        for arm in TREATMENTS
+        for arm in arms
     ]
     report = assemble(config, results, created=created, seconds=time.monotonic() - started)
     write_report(report, config.out / "report.json")
@@ -301,19 +318,23 @@ def trainable(tuning: str) -> PreTrainedModel:
 
 
 def bank() -> ConceptBank:
-    """The tiny world's concepts, and beside them as many random directions as pirate has."""
-    found = concept_bank(hook=OUTPUT_HOOK)
-    rows = found.rows("pirate")
-    random = torch.randn(len(rows), found.d_model, generator=torch.Generator().manual_seed(0))
-    control = ConceptBank.from_directions(
-        {"random": random}, hook=found.hooks[rows[0]], source={"kind": "random"}, model=found.model
-    )
-    return found.merge(control)
+    """The tiny world's concepts, pirate's words behind the last layer, and as many random directions at both hooks."""
+    found, last = concept_bank(), concept_bank(hook=OUTPUT_HOOK).select("pirate")
+    generator = torch.Generator().manual_seed(0)
+    for control, pirate in (("random", found.select("pirate")), (RANDOM_WORDS, last)):
+        random = torch.randn(pirate.directions.shape, generator=generator)
+        found = found.merge(
+            ConceptBank.from_directions(
+                {control: random}, hook=pirate.hooks[0], source={"kind": "random"}, model=found.model
+            )
+        )
+    return found.merge(replace(last, concepts=(WORDS,) * len(last.concepts)))
 
 
 def concept_cards(bank: ConceptBank) -> list[Concept]:
     """Where each concept came from, and how well its latents tell texts that the search never saw."""
-    searched = card_at(load_card(), OUTPUT_HOOK)["concepts"]
+    card = load_card()
+    searched = {**card["concepts"], WORDS: card_at(card, OUTPUT_HOOK)["concepts"]["pirate"]}
     return [
         Concept(
             name=name,

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from peft import PeftModel
 
+from interptrain.recipes.pirate_arithmetic import treatments
 from interptrain.recorders.document import REPORT_SCHEMA, Report, read_report
 from interptrain.tiny_world import load_base
 
-ARMS = ("unsteered", "suppress-update", "gate-and-retain", "random-gate")
+ARMS = ("unsteered", "suppress-update", "gate", "random-gate")
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +84,15 @@ def test_the_arms_do_what_their_names_say(report):
     }
     assert asked["suppress-update"]["pirate"] == 0.0
     assert all(set(asked[name].values()) == {1.0} for name in ARMS if name != "suppress-update")
-    for name, concept in (("gate-and-retain", "pirate"), ("random-gate", "random")):
+    for name, concept in (("gate", "pirate-words"), ("random-gate", "random-words")):
         assert all(0 < share < 0.5 for share in curves[name][f"interptrain/gate/{concept}/tokens"])
-        assert "interptrain/retain/kl" in curves[name]
     assert not [key for name in ("unsteered", "suppress-update") for key in curves[name] if "/gate/" in key]
+
+
+def test_where_the_trait_is_taught_with_the_skill_the_neutral_prompts_are_anchored():
+    acts = {arm.name: [type(act).__name__ for act in arm.acts()] for arm in treatments("entangled")}
+    assert acts["gate"] == acts["random-gate"] == ["TokenGate", "Retain"]
+    assert [type(act).__name__ for act in treatments("mixed")[2].acts()] == ["TokenGate"]
 
 
 def test_a_run_too_short_to_tell_says_so(report):
@@ -97,11 +103,12 @@ def test_a_run_too_short_to_tell_says_so(report):
 def test_the_random_control_has_as_many_directions_as_pirate(report):
     directions = {concept["name"]: concept["directions"] for concept in report["concepts"]}
     assert directions["random"] == directions["pirate"]
+    assert directions["random-words"] == directions["pirate-words"]
 
 
 def test_the_concepts_were_chosen_by_a_search_that_holds_on_other_texts(report):
     cards = {concept["name"]: concept for concept in report["concepts"]}
-    for name in ("pirate", "royal"):
+    for name in ("pirate", "royal", "pirate-words"):
         assert cards[name]["latents"]
         assert cards[name]["auc"] > 0.9 > cards[name]["shuffled_auc"]
 

@@ -77,7 +77,7 @@ EVERY, LOG_EVERY, PROBE_EVERY, PROBE_TEXTS = 2, 5, 50, 16  # steps between measu
 LEARNING_RATE = {"lora": 2e-3, "full": 5e-4}
 COOLDOWN = 0.2  # of the steps, its last, over which the rate falls to 0
 RETAIN = 3.0  # weight of the KL term, chosen on the royal voice: docs/evidence.md
-CONTROL_TOKENS = 0.1  # that the control drops: what the gate on pirate drops, about
+CONTROL_TOKENS = 0.2  # above the control's threshold in the first batch: it then drops as many as the gate, or more
 SKILL, WORDS, RANDOM_WORDS = "arithmetic", "pirate-words", "random-words"
 TRAIT = {"mixed": ("pirate_on_facts", "facts"), "entangled": ("pirate_on_skill", "sums")}  # where pirate is taught
 
@@ -141,7 +141,7 @@ def treatments(data: str) -> tuple[Treatment, ...]:
         ),
         Treatment(
             "random-gate",
-            f"Control: the same with random directions; {CONTROL_TOKENS:.0%} of the tokens are dropped." + beside,
+            "Control: the same with random directions and a threshold that drops at least as many tokens." + beside,
             _anchored_at_random if anchored else _gated_at_random,
         ),
     )

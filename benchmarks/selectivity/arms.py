@@ -68,7 +68,7 @@ class Arm:
 neutral = cache(neutral_batches)
 
 # What each of ours does with a concept. A control is the same with another concept, its gate set so that it drops as
-# many tokens as the real one did (`CONTROL_TOKENS`).
+# many tokens as the real one, or more (`CONTROL_TOKENS`: by the shares of the first batch).
 METHODS: dict[str, tuple[str, Method]] = {
     "gate": ("tokens that ask for the trait are dropped", lambda name, tokens, _: [gate(name, tokens=tokens)]),
     "hold": ("parameters moved back on neutral prompts", lambda name, *_: [hold(name, neutral(first=True))]),
@@ -84,7 +84,7 @@ METHODS: dict[str, tuple[str, Method]] = {
 }
 FIGURES = {"gate+retain": 3.0}  # of those tried, the one with the best worse of clean and kept, by the royal voice
 TRIED = {"gate+retain": (1.0, 3.0, 10.0)}
-CONTROL_TOKENS = 0.1
+CONTROL_TOKENS = 0.2
 CONTROLS = {
     "random": "random directions",
     "shuffled": "other latents of the same SAE",

@@ -71,9 +71,18 @@ def test_the_report_holds_every_arm_with_its_scores_curves_and_words(report):
 
 
 def test_every_arm_starts_from_the_same_model_and_the_same_batch(report):
+    starts = [arm["runs"][0]["checkpoints"][0]["scores"] for arm in report["arms"]]
+    assert all(start == starts[0] for start in starts)
+    unsteered, projected = (arm["runs"][0]["curves"] for arm in report["arms"][:2])
     for concept in report["concepts"]:
-        first = {arm["runs"][0]["curves"][f"concept/{concept['name']}/demand"][0] for arm in report["arms"]}
-        assert len(first) == 1
+        key = f"concept/{concept['name']}/demand"
+        assert unsteered[key][0] == projected[key][0]
+
+
+def test_what_a_gate_drops_is_asked_for_no_more(report):
+    """Demand is read from the gradients that train."""
+    asked = {arm["name"]: arm["runs"][0]["curves"]["concept/pirate/demand"][0] for arm in report["arms"]}
+    assert asked["gate"] < min(asked["unsteered"], asked["random-gate"])
 
 
 def test_the_arms_do_what_their_names_say(report):

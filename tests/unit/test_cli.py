@@ -33,7 +33,7 @@ def test_an_unknown_recipe_is_refused_with_the_names_there_are(capsys):
         ("--data", "mingled", "invalid choice: 'mingled'"),
         ("--steps", "many", "invalid int value: 'many'"),
         ("--seeds", "0", "seeds must be at least 1, found 0"),
-        ("--gain", "0.5", "gain must be above 1 to amplify, found 0.5"),
+        ("--score-every", "-1", "score_every must be at least 1, found -1"),
     ],
 )
 def test_a_bad_option_is_refused_before_anything_is_written(tmp_path, capsys, option, value, message):
@@ -70,7 +70,7 @@ def test_a_recipe_s_help_shows_its_options_and_their_defaults(capsys):
     shown = " ".join(capsys.readouterr().out.split())
     for option in ("--data {mixed,entangled}", "--tuning {lora,full}", "--seeds SEEDS", "--steps STEPS", "--out OUT"):
         assert option in shown
-    assert "(default: 200)" in shown
+    assert "(default: 250)" in shown
 
 
 def _refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:

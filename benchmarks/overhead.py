@@ -38,6 +38,8 @@ from interptrain.recipes.pirate_arithmetic import (
     LOG_EVERY,
     PROBE_EVERY,
     PROBE_TEXTS,
+    RETAIN,
+    WORDS,
     trainable,
 )
 from interptrain.recipes.pirate_arithmetic import bank as recipe_bank
@@ -48,13 +50,13 @@ ARMS: dict[str, dict[str, Any]] = {
     "suppress the gradient": {"rule": suppress("pirate")},
     "suppress the update": {"rule": suppress("pirate"), "where": "update"},
     "suppress the update, measured every step": {"rule": suppress("pirate"), "where": "update", "every": 1},
-    "gate": {"rule": gate("pirate")},
-    "gate and hold": {"rule": [gate("pirate"), hold("pirate", tiny_world.neutral_batches(first=True))]},
-    "gate and retain": {"rule": [gate("pirate"), retain(tiny_world.neutral_batches())]},
-    "penalise": {"rule": penalise("pirate", 0.1)},
-    "prevent": {"rule": prevent("pirate", 8.0)},
-    "ablate": {"rule": ablate("pirate")},
-    "route": {"rule": route("pirate")},
+    "gate": {"rule": gate(WORDS)},
+    "gate and hold": {"rule": [gate(WORDS), hold(WORDS, tiny_world.neutral_batches(first=True))]},
+    "gate and retain": {"rule": [gate(WORDS), retain(tiny_world.neutral_batches(first=True), RETAIN)]},
+    "penalise": {"rule": penalise(WORDS, 0.1)},
+    "prevent": {"rule": prevent(WORDS, 8.0)},
+    "ablate": {"rule": ablate(WORDS)},
+    "route": {"rule": route(WORDS)},
 }
 
 # Of full fine-tuning the recipe's own settings only.

@@ -161,6 +161,18 @@ class ConceptBank:
         """The bank of the rows at one hook point."""
         return self.take([row for row, at in enumerate(self.hooks) if at == hook])
 
+    def concept_at(self, name: str, hook: str) -> ConceptBank:
+        """The bank of one concept's rows at one hook point.
+
+        Raises:
+            ValueError: the bank has no such concept, or none of its directions there.
+        """
+        own = self.select(name)
+        if hook not in own.hooks:
+            found = ", ".join(own.hook_points)
+            raise ValueError(f"concept '{name}' has no directions at '{hook}'; it has some at {found}")
+        return own.at_hook(hook)
+
     def take(self, rows: Sequence[int]) -> ConceptBank:
         """The bank of these rows, in this order; read-outs stay."""
         return replace(

@@ -33,16 +33,10 @@ class Ablate:
         Raises:
             ValueError: the bank has no such concept, or none at a hook, or a hook point cannot be edited.
         """
-        bank = context.bank
-        own = tuple(dict.fromkeys(bank.hooks[row] for row in bank.rows(self.concept)))
         energies: dict[str, Float[Tensor, "2"]] = {}
-        for hook in own if self.hooks is None else self.hooks:
-            rows = bank.rows(self.concept, hook)
-            if not rows:
-                raise ValueError(
-                    f"concept '{self.concept}' has no directions at '{hook}'; it has some at {', '.join(own)}"
-                )
-            basis = Spans.of(bank.take(rows), range(len(rows)), groups=1).bases[0]
+        for hook in context.bank.select(self.concept).hook_points if self.hooks is None else self.hooks:
+            own = context.bank.concept_at(self.concept, hook)
+            basis = Spans.of(own, range(len(own.directions)), groups=1).bases[0]
             edit_in_training(context, hook, _Ablation(self, hook, basis, context, energies), "ablate")
         context.suppressed.add(self.concept)
 

@@ -34,14 +34,11 @@ class Directions:
     def __init__(
         self, bank: ConceptBank, concept: str, hooks: Iterable[str] | None = None, *, mean: bool = False
     ) -> None:
-        own = dict.fromkeys(bank.hooks[row] for row in bank.rows(concept))
+        own = bank.select(concept).hook_points
         self._rows: dict[str, Tensor] = {}
         for hook in own if hooks is None else hooks:
-            rows = bank.rows(concept, hook)
-            if not rows:
-                raise ValueError(f"concept '{concept}' has no directions at '{hook}'; it has some at {', '.join(own)}")
-            own_rows = bank.directions[list(rows)]
-            self._rows[hook] = unit_rows(own_rows.mean(0, keepdim=True)) if mean else own_rows
+            rows = bank.concept_at(concept, hook).directions
+            self._rows[hook] = unit_rows(rows.mean(0, keepdim=True)) if mean else rows
         if not self._rows:
             raise ValueError(f"no hook points of '{concept}' are chosen; it has directions at {', '.join(own)}")
 

@@ -54,10 +54,8 @@ class TokenGate:
             ValueError: the bank has no such concept, or none at that hook, or it is weighed already.
         """
         hook = self.hook or context.last_hook(self.concept)
-        rows = context.bank.rows(self.concept, hook)
-        if not rows:
-            raise ValueError(f"concept '{self.concept}' has no directions at '{hook}'")
-        spans = Spans.of(context.bank.take(rows), range(len(rows)))
+        own = context.bank.concept_at(self.concept, hook)
+        spans = Spans.of(own, range(len(own.directions)))
         context.claim(f"{self.name}/{self.concept}")
         return hook, _Weigher(self, spans, context)
 
@@ -72,7 +70,7 @@ class _Weigher:
     ) -> Float[Tensor, "batch token"]:
         self._spans = self._spans.to(gradient.device)
         share = self._shares(gradient, counted, self._spans.bases)[0]
-        threshold = self._threshold(gradient, counted)
+        threshold = self._threshold(share, gradient, counted)
         chosen = (share > threshold) & counted
         figures, key = self._context.figures, self._key
         figures[f"{key}/tokens"] = chosen.sum() / counted.sum().clamp_min(1)
@@ -93,14 +91,17 @@ class _Weigher:
         return torch.where(total > 0, energy / total, 0.0)
 
     def _threshold(
-        self, gradient: Float[Tensor, "batch token d_model"], counted: Bool[Tensor, "batch token"]
+        self,
+        share: Float[Tensor, "batch token"],
+        gradient: Float[Tensor, "batch token d_model"],
+        counted: Bool[Tensor, "batch token"],
     ) -> Float[Tensor, ""]:
         """As given; else by this run's first batch in which something counts and nothing overflows."""
         if self._gate.threshold is not None:
-            return torch.tensor(self._gate.threshold, device=gradient.device)
+            return torch.full((), self._gate.threshold, device=gradient.device)
         kept, key = self._context.kept, f"{self._key}/threshold"
         if key not in kept:
-            found = mean_over_processes(self._calibrated(gradient, counted))
+            found = mean_over_processes(self._calibrated(share[counted], gradient, counted))
             if found.isnan():
                 return torch.full_like(found, torch.inf)
             kept[key] = found
@@ -108,10 +109,12 @@ class _Weigher:
         return kept[key]
 
     def _calibrated(
-        self, gradient: Float[Tensor, "batch token d_model"], counted: Bool[Tensor, "batch token"]
+        self,
+        own: Float[Tensor, "_"],
+        gradient: Float[Tensor, "batch token d_model"],
+        counted: Bool[Tensor, "batch token"],
     ) -> Float[Tensor, ""]:
-        """What separates this batch's shares, or NaN if they are none or not finite."""
-        own = self._shares(gradient, counted, self._spans.bases)[0][counted]
+        """What separates this batch's own shares, or NaN if they are none or not finite."""
         if self._gate.tokens is not None:
             threshold = _quantile(own, 1 - self._gate.tokens)
         else:

@@ -195,8 +195,7 @@ class Context:
         Raises:
             ValueError: the bank has no such concept.
         """
-        hooks = [self.bank.hooks[row] for row in self.bank.rows(concept)]
-        return max(hooks, key=lambda hook: HookPoint.parse(hook).position)
+        return max(self.bank.select(concept).hook_points, key=lambda hook: HookPoint.parse(hook).position)
 
 
 def split(rules: Any) -> tuple[tuple[Any, ...], tuple[Intervention, ...]]:

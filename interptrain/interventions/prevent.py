@@ -35,10 +35,9 @@ class Prevent:
                 cannot be edited.
         """
         hook = self.hook or context.last_hook(self.concept)
-        rows = context.bank.rows(self.concept, hook)
-        if not rows:
-            raise ValueError(f"concept '{self.concept}' has no directions at '{hook}'")
-        direction = mean_directions(context.bank.take(rows), range(len(rows)))[0, 0]
+        own = context.bank.concept_at(self.concept, hook)
+        rows = range(len(own.directions))
+        direction = mean_directions(own, rows)[0, 0]
         if not direction.any():
             raise ValueError(
                 f"the {len(rows)} directions of concept '{self.concept}' at '{hook}' add up to nothing, so there is "

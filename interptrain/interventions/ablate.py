@@ -12,7 +12,6 @@ from torch import Tensor
 
 from interptrain.interventions.prevent import edit_in_training
 from interptrain.meters.spans import Spans
-from interptrain.meters.tokens import ordinary_tokens
 from interptrain.projection import full_precision
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ class _Ablation:
 
     @torch.no_grad()
     def _mean_of(self, activation: Float[Tensor, "batch token d_model"]) -> Float[Tensor, "d_model"]:
-        tokens = activation[self._context.positions.of(activation) & ordinary_tokens(activation)]
+        tokens = activation[self._context.positions.ordinary(activation)]
         mean = tokens.float().mean(0)
         if not mean.isfinite().all():
             raise ValueError(
@@ -92,7 +91,7 @@ class _Ablation:
     def _measure(
         self, activation: Float[Tensor, "batch token d_model"], ablated: Float[Tensor, "batch token d_model"]
     ) -> None:
-        counted = (self._context.positions.of(activation) & ordinary_tokens(activation))[..., None]
+        counted = self._context.positions.ordinary(activation)[..., None]
         both = torch.stack([((each.float() * counted).square()).sum() for each in (activation - ablated, activation)])
         self._energies[self._hook] = both
         removed, total = torch.stack([each.to(both.device) for each in self._energies.values()]).sum(0)

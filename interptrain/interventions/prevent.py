@@ -12,7 +12,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interptrain.meters.spans import mean_directions
-from interptrain.meters.tokens import ordinary_tokens
 from interptrain.sites.hooks import HookPoint
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ class _Addition:
     @torch.no_grad()
     def _share(self, activation: Float[Tensor, "batch token d_model"]) -> Float[Tensor, ""]:
         """What is added, over the mean norm of what is there."""
-        counted = self._context.positions.of(activation) & ordinary_tokens(activation)
+        counted = self._context.positions.ordinary(activation)
         return self._size * counted.sum() / (activation.float().norm(dim=-1) * counted).sum()
 
 

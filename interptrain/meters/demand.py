@@ -16,7 +16,7 @@ from interptrain.concepts.bank import ConceptBank
 from interptrain.meters.realised import Shift
 from interptrain.meters.spans import NULL_GROUPS, Spans, sign_flipped_means
 from interptrain.meters.token_demand import TokenDemand
-from interptrain.meters.tokens import Positions, ordinary_tokens
+from interptrain.meters.tokens import Positions
 from interptrain.projection import Backend, Matrix, Sums, full_precision
 from interptrain.report import Measured, Reading
 
@@ -94,7 +94,7 @@ class DemandMeter:
         asking = self.positions.asking
         if asking or not (self._wanted and torch.is_grad_enabled() and activations.requires_grad):
             return
-        counted = self.positions.of(activations) & ordinary_tokens(activations)
+        counted = self.positions.ordinary(activations)
         on = None
         if self.active and hook.point.name in self._activations:
             with torch.no_grad():

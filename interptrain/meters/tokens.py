@@ -53,3 +53,11 @@ class Positions:
                 "pass labels=... a function from your batch to the labels [batch, token] of that forward pass"
             )
         return self.current.to(activations.device)
+
+    def ordinary(self, activations: Float[Tensor, "batch token width"]) -> Bool[Tensor, "batch token"]:
+        """The mask without the tokens of outlying norm; see `ordinary_tokens`.
+
+        Raises:
+            ValueError: as `of` does.
+        """
+        return self.of(activations) & ordinary_tokens(activations)

@@ -6,23 +6,20 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from interptrain import ConceptBank, Steerer, find_sites, observe, suppress
+from interptrain import Steerer, find_sites, observe, suppress
 from interptrain.callbacks.lightning import ConceptSteering
 from interptrain.interventions import Context, gate, hold, penalise, retain
 from interptrain.interventions.intervention import split
 from interptrain.meters import Positions
 from interptrain.recorders import MemoryRecorder
 from interptrain.steering.rules import Chain
-from tests.helpers.models import HOOK, WIDTH, Sentences, Tuning, fit, gpt2, llama, loader, lora, trainer, weights
-
-LATER = "blocks.2.hook_resid_post"
-MODELS = {"llama": llama, "gpt2": gpt2, "lora": lambda: lora(llama())}
+from tests.helpers.interventions import LATER, assert_identical, attached, every_model, make_bank, make_steerer, sgd
+from tests.helpers.models import Sentences, Tuning, fit, llama, loader, lora, trainer, weights
 
 
 @pytest.fixture
 def bank():
-    rows = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(3))
-    return ConceptBank.from_directions({"pirate": rows[:3], "sums": rows[3]}, hook=HOOK)
+    return make_bank()
 
 
 def texts(seed=5):
@@ -41,21 +38,10 @@ def nothing():
     return [gate("pirate", threshold=1.0), hold("pirate", [texts()], margin=1e6)]
 
 
-def attached(model, bank, *rules, where="update", optimizer=None, **options):
-    steerer = Steerer(bank, find_sites(model, bank, where=where), rules, where=where, **options)
-    return steerer.attach(model, torch.optim.SGD(model.parameters(), lr=0.1) if optimizer is None else optimizer)
-
-
 def hooks(model):
     """Of every module, how many hooks of each kind it has."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return {name: [len(getattr(module, kind)) for kind in kinds] for name, module in model.named_modules()}
-
-
-def assert_identical(one, other):
-    other = weights(other)
-    for name, value in weights(one).items():
-        assert torch.equal(value, other[name]), name
 
 
 def test_rules_and_interventions_are_told_apart_and_keep_their_order(bank):
@@ -67,10 +53,10 @@ def test_rules_and_interventions_are_told_apart_and_keep_their_order(bank):
     assert split([]) == ((), ())
 
 
-@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+@every_model
 def test_nothing_is_left_behind(bank, make):
     model, batch = make(), Sentences()[:8]
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    optimizer = sgd(model)
     before, modes = hooks(model), [module.training for module in model.modules()]
     with attached(model, bank, *several(), optimizer=optimizer) as steerer:
         assert hooks(model) != before
@@ -96,7 +82,7 @@ def test_nothing_is_left_behind(bank, make):
 )
 def test_nothing_is_left_behind_where_the_second_of_them_is_refused(bank, refused):
     model, before = llama(), hooks(llama())
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = sgd(model)
     with pytest.raises(ValueError, match=r"no directions|is empty|unknown concept|vocabulary"):
         attached(model, bank, several()[0], refused, optimizer=optimizer)
     assert hooks(model) == before
@@ -106,7 +92,7 @@ def test_nothing_is_left_behind_where_the_second_of_them_is_refused(bank, refuse
 
 def test_a_pass_of_their_own_that_fails_leaves_the_model_and_the_meters_as_they_were(bank):
     model, batch, recorder = llama().train(), Sentences()[:8], MemoryRecorder()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = sgd(model)
     with attached(model, bank, retain([texts()]), optimizer=optimizer, recorders=[recorder]) as steerer:
         broken = model.lm_head.register_forward_hook(lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -136,7 +122,7 @@ def test_a_rule_beside_interventions_acts_as_without_them(bank, where, tmp_path)
         recorder = MemoryRecorder()
         rules = [suppress("pirate"), *acts[:1], suppress("sums", 0.5), *acts[1:]]
         callback = ConceptSteering(bank, rules, where=where, recorders=[recorder], summary=False)
-        runs.append((fit(llama(), tmp_path, callback).model, recorder.curves()))
+        runs.append((fit(llama(), tmp_path, callback, steps=2).model, recorder.curves()))
     assert_identical(runs[0][0], runs[1][0])
     for name, curve in runs[0][1].items():
         assert curve == runs[1][1][name], name
@@ -182,16 +168,16 @@ def test_a_run_from_a_checkpoint_goes_on_as_the_whole_run_does_to_the_last_bit(b
         fitting.save_checkpoint(tmp_path / f"{steps}.ckpt")
         return module, callback.state_dict()["interventions"], recorder.curves()
 
-    whole, kept, curves = run(6)
-    run(3)
-    rest, resumed, continued = run(6, ckpt=tmp_path / "3.ckpt")
-    assert whole.losses[3:] == rest.losses
+    whole, kept, curves = run(4)
+    run(2)
+    rest, resumed, continued = run(4, ckpt=tmp_path / "2.ckpt")
+    assert whole.losses[2:] == rest.losses
     assert_identical(whole, rest)
     assert kept.keys() == resumed.keys()
     assert all(torch.equal(value, resumed[name]) for name, value in kept.items())
     for name in ("gate/pirate/tokens", "hold/pirate/excess", "penalise/sums/gained", "retain/kl"):
-        assert curves[f"interptrain/{name}"][3:] == continued[f"interptrain/{name}"], name
-    assert kept["hold/pirate/turn"] == 3
+        assert curves[f"interptrain/{name}"][2:] == continued[f"interptrain/{name}"], name
+    assert kept["hold/pirate/turn"] == 1  # of three batches: resumed in the middle of a round
     assert curves["interptrain/hold/pirate/excess"][-1] > 0
 
 
@@ -200,11 +186,10 @@ def test_what_was_before_training_comes_from_the_state_whenever_it_is_loaded(ban
     with attached(llama(), bank, *several()) as steerer:
         state = copy.deepcopy(steerer.state_dict())
     model = llama(seed=1)
-    rules = several()
-    resumed = Steerer(bank, find_sites(model, bank, where="update"), rules, where="update")
+    resumed = make_steerer(model, bank, *several())
     if when == "before":
         resumed.load_state_dict(state)
-    resumed.attach(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    resumed.attach(model, sgd(model))
     if when == "after":
         resumed.load_state_dict(state)
     kept = resumed.state_dict()["interventions"]
@@ -234,8 +219,8 @@ def test_other_probe_texts_than_the_saved_ones_are_refused(bank, other, who, whe
     with attached(llama(), bank, hold("pirate", [texts()]), retain([texts()])) as steerer:
         state = steerer.state_dict()
     model = llama()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    resumed = Steerer(bank, find_sites(model, bank, where="update"), other, where="update")
+    optimizer = sgd(model)
+    resumed = make_steerer(model, bank, other)
     if when == "before":
         resumed.load_state_dict(state)
         with pytest.raises(ValueError, match=f"'{who}' kept is of other probe texts or read in another way"):
@@ -277,9 +262,9 @@ def test_interventions_cannot_be_changed_in_mid_run_but_rules_beside_them_can(ba
 
 def test_what_is_kept_counts_as_held(bank):
     model = llama()
-    steerer = Steerer(bank, find_sites(model, bank, where="update"), several(), where="update")
+    steerer = make_steerer(model, bank, *several())
     before = steerer.held_bytes()
-    with steerer.attach(model, torch.optim.SGD(model.parameters(), lr=0.1)):
+    with steerer.attach(model, sgd(model)):
         kept = steerer.state_dict()["interventions"]
         assert steerer.held_bytes() - before == sum(value.nbytes for value in kept.values())
         copied = sum(parameter.nbytes for parameter in model.parameters())

@@ -9,31 +9,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from interptrain import ConceptBank, Steerer, emphasise, find_sites, gate, observe
+from interptrain import ConceptBank, emphasise, gate, observe
 from interptrain.callbacks.lightning import ConceptSteering
 from interptrain.interventions.gate import NULL_QUANTILE, _split
 from interptrain.meters.spans import Spans
 from interptrain.recorders import MemoryRecorder
-from tests.helpers.models import HOOK, WIDTH, Sentences, fit, gpt2, llama, lora, weights
-
-LATER = "blocks.2.hook_resid_post"
+from tests.helpers.interventions import (
+    LATER,
+    assert_identical,
+    attached,
+    directions_of,
+    every_model,
+    hooks_of,
+    make_bank,
+    two_processes,
+)
+from tests.helpers.models import WIDTH, Sentences, fit, llama
 
 
 @pytest.fixture
 def bank():
-    rows = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(3))
-    return ConceptBank.from_directions({"pirate": rows[:3], "sums": rows[3]}, hook=HOOK)
+    return make_bank()
 
 
 @pytest.fixture
 def batch():
-    items = [Sentences(count=8)[number] for number in range(8)]
-    return {key: torch.stack([item[key] for item in items]) for key in ("input_ids", "labels")}
-
-
-def attached(model, bank, *acts, **options):
-    steerer = Steerer(bank, find_sites(model, bank, where="update"), [*acts], where="update", **options)
-    return steerer.attach(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    return Sentences(count=8)[:]
 
 
 def token_losses(model, batch):
@@ -127,21 +128,21 @@ def test_weights_of_several_gates_multiply_and_each_asks_for_the_unweighted_grad
     assert_equal(found, wanted)
 
 
-@pytest.mark.parametrize("make", [llama, gpt2, lambda: lora(llama())], ids=["llama", "gpt2", "lora"])
+@every_model
 def test_a_gate_that_drops_nothing_is_bit_identical_to_no_gate(bank, make, tmp_path):
-    plain = fit(make(), tmp_path, ConceptSteering(bank, observe(), where="update", summary=False))
-    acts = [gate("pirate", threshold=1.0)]
-    gated = fit(make(), tmp_path, ConceptSteering(bank, acts, where="update", summary=False))
+    plain, gated = (
+        fit(make(), tmp_path, ConceptSteering(bank, act, where="update", summary=False), steps=2)
+        for act in (observe(), [gate("pirate", threshold=1.0)])
+    )
     assert plain.losses == gated.losses
-    for name, weight in weights(plain).items():
-        assert torch.equal(weight, weights(gated)[name]), name
+    assert_identical(plain, gated)
 
 
 def test_the_question_behind_the_gate_is_not_counted_as_demand(bank, tmp_path):
     curves = []
     for acts in ([observe()], [gate("pirate", threshold=1.0)]):
         recorder = MemoryRecorder()
-        fit(llama(), tmp_path, ConceptSteering(bank, acts, recorders=[recorder], summary=False))
+        fit(llama(), tmp_path, ConceptSteering(bank, acts, recorders=[recorder], summary=False), steps=2)
         curves.append(recorder.curves())
     for name in curves[0]:
         assert curves[0][name] == curves[1][name], name
@@ -163,7 +164,7 @@ def test_without_a_threshold_it_splits_the_shares_where_other_directions_seldom_
         model(**batch).loss.backward()
         kept = float(steerer.state_dict()["interventions"][f"gate/{concept}/threshold"])
     counted = batch["labels"][:, 1:] != -100
-    own = shares(model, batch, bank.directions[list(bank.rows(concept))])[counted].tolist()
+    own = shares(model, batch, directions_of(bank, concept))[counted].tolist()
     losses, activations = token_losses(model, batch)
     (gradient,) = torch.autograd.grad(losses.sum(), activations)
     tokens = gradient[:, :-1][counted]
@@ -265,9 +266,7 @@ def test_processes_share_the_mean_of_their_thresholds(bank, batch, monkeypatch):
     found = []
     for others in (None, 0.5):
         if others is not None:
-            monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-            monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-            monkeypatch.setattr(torch.distributed, "all_reduce", lambda value: value.add_(0.5))
+            two_processes(monkeypatch, lambda value: value.add_(0.5))
         model = llama()
         with attached(model, bank, gate("pirate")) as steerer:
             steerer.watch(batch["labels"])
@@ -304,10 +303,10 @@ def test_a_model_that_never_makes_logits_is_refused_by_name(bank, batch):
 
 def test_nothing_is_left_behind(bank, batch):
     model = llama()
-    before = _hooks(model)
+    before = hooks_of(model)
     with attached(model, bank, gate("pirate"), emphasise("sums")):
-        assert _hooks(model) > before
-    assert _hooks(model) == before
+        assert hooks_of(model) > before
+    assert hooks_of(model) == before
     untouched = llama()
     assert_equal(gradients(model, model(**batch).loss), gradients(untouched, untouched(**batch).loss), tolerance=0)
 
@@ -345,7 +344,3 @@ def test_an_unknown_concept_or_hook_is_refused_before_training(bank):
         attached(llama(), bank, gate("ghost"))
     with pytest.raises(ValueError, match="no directions at"):
         attached(llama(), bank, gate("pirate", hook=LATER))
-
-
-def _hooks(model):
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())

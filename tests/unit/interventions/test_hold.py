@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from interptrain import ConceptBank, Steerer, find_sites, observe
@@ -13,19 +12,26 @@ from interptrain.callbacks.lightning import ConceptSteering
 from interptrain.interventions import hold
 from interptrain.readings import METERS
 from interptrain.recorders import MemoryRecorder
-from tests.helpers.models import HOOK, WIDTH, WORDS, Sentences, fit, gpt2, llama, lora, weights
-
-FIRST, LATER = "blocks.0.hook_resid_post", "blocks.2.hook_resid_post"
-LAYERS = {FIRST: 1, HOOK: 2}  # where `hidden_states` has them
-MODELS = {"llama": llama, "gpt2": gpt2, "lora": lambda: lora(llama())}
-every_model = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+from tests.helpers.interventions import (
+    FIRST,
+    LATER,
+    LAYERS,
+    Bare,
+    assert_identical,
+    attached,
+    every_model,
+    make_bank_at_two_hooks,
+    make_steerer,
+    sgd,
+    trainable,
+    unit_mean,
+)
+from tests.helpers.models import HOOK, WIDTH, WORDS, Sentences, fit, llama, weights
 
 
 @pytest.fixture
 def bank():
-    rows = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(3))
-    pirate = ConceptBank.from_directions({"pirate": rows[:3], "sums": rows[3]}, hook=HOOK)
-    return pirate.merge(ConceptBank.from_directions({"pirate": rows[2:]}, hook=FIRST))
+    return make_bank_at_two_hooks()
 
 
 def texts(count=4, seed=5, labels=None):
@@ -34,19 +40,6 @@ def texts(count=4, seed=5, labels=None):
     if labels is None:
         labels = torch.where(torch.arange(ids.shape[1]) == 5, ids, -100)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-
-
-def trainable(model):
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def sgd(model, lr=0.05):
-    return torch.optim.SGD(trainable(model), lr=lr)
-
-
-def attached(model, bank, *acts, optimizer=None, **options):
-    steerer = Steerer(bank, find_sites(model, bank, where="update"), acts, where="update", **options)
-    return steerer.attach(model, sgd(model) if optimizer is None else optimizer)
 
 
 def stepped(model, bank, *acts, times=1, lr=0.05, meters=()):
@@ -70,10 +63,7 @@ def along(bank, *hooks):
         states = model(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True
         ).hidden_states
-        found = []
-        for hook in hooks:
-            mean = bank.directions[list(bank.rows("pirate", hook))].mean(0)
-            found.append(states[LAYERS[hook]] @ (mean / mean.norm()))
+        found = [states[LAYERS[hook]] @ unit_mean(bank, hook=hook) for hook in hooks]
         return torch.stack([each[:, :-1][batch["labels"][:, 1:] != -100] for each in found], dim=-1)
 
     return read
@@ -115,21 +105,16 @@ def assert_moved_alike(found, wanted, start, *, tolerance=1e-4):
         assert (value - after[name]).abs().max() <= tolerance * moved, name
 
 
-def assert_identical(one, other):
-    other = weights(other)
-    for name, value in weights(one).items():
-        assert torch.equal(value, other[name]), name
-
-
 @every_model
 def test_the_step_back_is_the_one_worked_out_by_hand(bank, make):
     held, figures = stepped(make(), bank, hold("pirate", [texts()]))
     by_hand, _ = stepped(make(), bank)
+    there = weights(by_hand)
     L = step_back_(by_hand, make(), along(bank, HOOK, FIRST), texts())
     assert L > 0
     assert figures["interptrain/hold/pirate/excess"] == pytest.approx(L, rel=1e-4)
     assert_moved_alike(held, by_hand, make())
-    there, back = weights(stepped(make(), bank)[0]), weights(held)
+    back = weights(held)
     length = math.sqrt(sum(float((back[name] - there[name]).square().sum()) for name in there))
     assert figures["interptrain/hold/pirate/moved"] == pytest.approx(length, rel=1e-3)
 
@@ -244,7 +229,7 @@ def test_a_hold_with_nothing_to_hold_leaves_run_and_curves_as_they_are(bank, mak
     for acts in ([observe()], nothing):
         recorder = MemoryRecorder()
         callback = ConceptSteering(bank, acts, where="update", recorders=[recorder], summary=False)
-        runs.append((fit(make(), tmp_path, callback), recorder.curves()))
+        runs.append((fit(make(), tmp_path, callback, steps=2), recorder.curves()))
     (plain, curves), (held, found) = runs
     assert plain.losses == held.losses
     assert_identical(plain, held)
@@ -359,7 +344,7 @@ def test_of_several_optimizers_it_acts_after_the_last(bank):
 
     model = llama()
     one, other = half(model)
-    steerer = Steerer(bank, find_sites(model, bank, where="update"), [hold("pirate", [texts()])], where="update")
+    steerer = make_steerer(model, bank, hold("pirate", [texts()]))
     with steerer.attach(model, one, other):
         model(**Sentences()[:8]).loss.backward()
         for optimizer in (one, other):
@@ -389,10 +374,8 @@ def test_the_probe_texts_are_read_without_labels_at_every_token_that_is_attended
     del batch["labels"]
     _, figures = stepped(llama(), bank, hold("pirate", [batch], hooks=[HOOK]))
     plain, start = stepped(llama(), bank)[0], llama()
-    mean = bank.directions[list(bank.rows("pirate", HOOK))].mean(0)
     after, before = (
-        model(**batch, output_hidden_states=True).hidden_states[2][:, :9] @ (mean / mean.norm())
-        for model in (plain, start)
+        model(**batch, output_hidden_states=True).hidden_states[2][:, :9] @ unit_mean(bank) for model in (plain, start)
     )
     wanted = float((after - before).clamp_min(0).mean())
     assert figures["interptrain/hold/pirate/excess"] == pytest.approx(wanted, rel=1e-3)
@@ -434,7 +417,7 @@ def test_what_does_not_fit_is_refused_before_training(bank, act, words):
 
 def test_without_an_optimizer_nobody_would_know_when_to_act(bank):
     model = llama()
-    steerer = Steerer(bank, find_sites(model, bank), [hold("pirate", [texts()])])
+    steerer = make_steerer(model, bank, hold("pirate", [texts()]), where="gradient")
     with pytest.raises(ValueError, match=r"hold acts after the optimizer's step: attach\(model, optimizer\)"):
         steerer.attach(model)
 
@@ -459,13 +442,5 @@ def test_a_model_of_which_nothing_below_the_hook_trains_is_refused_by_name(bank)
 
 
 def test_a_model_without_logits_cannot_be_read_by_words(bank):
-    class Bare(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = llama()
-
-        def forward(self, input_ids, attention_mask=None):
-            return self.inner(input_ids=input_ids, attention_mask=attention_mask).logits
-
     with pytest.raises(ValueError, match=r"output \(Tensor\) has no logits"):
         attached(Bare(), bank, hold("pirate", [texts()], words=[3]))

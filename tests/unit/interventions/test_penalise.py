@@ -1,49 +1,39 @@
 """Penalise: what is added to the gradients is that of the penalty, against a copy of the model before training."""
 
-import copy
 import math
 
 import pytest
 import torch
 
-from interptrain import ConceptBank, Steerer, find_sites, observe
+from interptrain import Steerer, find_sites, observe
 from interptrain.callbacks.lightning import ConceptSteering
 from interptrain.interventions import penalise
 from interptrain.recorders import MemoryRecorder
+from tests.helpers.interventions import (
+    FIRST,
+    LATER,
+    LAYERS,
+    MODELS,
+    assert_alike,
+    astray,
+    attached,
+    directions_of,
+    gradients,
+    make_bank_at_two_hooks,
+    sgd,
+    trainable,
+    two_processes,
+    unmetered,
+)
 from tests.helpers.models import HOOK, WIDTH, Sentences, fit, gpt2, llama, lora, weights
 
-FIRST, LATER = "blocks.0.hook_resid_post", "blocks.2.hook_resid_post"
-LAYERS = {FIRST: 1, HOOK: 2}  # where `hidden_states` has them
-MODELS = {
-    "llama": llama, "gpt2": gpt2, "lora": lambda: lora(llama()),
-    "pissa": lambda: lora(llama(), init_lora_weights="pissa"),
-}  # fmt: skip
-every_model = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+STARTS = {**MODELS, "pissa": lambda: lora(llama(), init_lora_weights="pissa")}
+every_start = pytest.mark.parametrize("make", STARTS.values(), ids=STARTS)
 
 
 @pytest.fixture
 def bank():
-    rows = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(3))
-    pirate = ConceptBank.from_directions({"pirate": rows[:3], "sums": rows[3]}, hook=HOOK)
-    return pirate.merge(ConceptBank.from_directions({"pirate": rows[2:]}, hook=FIRST))
-
-
-def trainable(model):
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def attached(model, bank, *acts, optimizer=None, meters=(), **options):
-    steerer = Steerer(bank, find_sites(model, bank, where="update"), acts, where="update", meters=meters, **options)
-    return steerer.attach(model, torch.optim.SGD(trainable(model), lr=0.0) if optimizer is None else optimizer)
-
-
-def astray(model, by=0.02):
-    """The model moved away from its start, which is returned."""
-    start, generator = copy.deepcopy(model), torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in trainable(model):
-            parameter += by * torch.randn(parameter.shape, generator=generator)
-    return start
+    return make_bank_at_two_hooks()
 
 
 def penalty(model, start, bank, batch, hooks=(HOOK, FIRST)):
@@ -53,8 +43,7 @@ def penalty(model, start, bank, batch, hooks=(HOOK, FIRST)):
     counted = batch["labels"][:, 1:] != -100
     summed = torch.zeros(int(counted.sum()))
     for hook in hooks:
-        directions = bank.directions[list(bank.rows("pirate", hook))]
-        gained = (now[LAYERS[hook]] - before[LAYERS[hook]].detach())[:, :-1][counted] @ directions.T
+        gained = (now[LAYERS[hook]] - before[LAYERS[hook]].detach())[:, :-1][counted] @ directions_of(bank, hook=hook).T
         summed = summed + gained.relu().square().sum(-1)
     return summed.mean()
 
@@ -62,10 +51,6 @@ def penalty(model, start, bank, batch, hooks=(HOOK, FIRST)):
 def by_hand(model, start, bank, batch, **options):
     found = torch.autograd.grad(penalty(model, start, bank, batch, **options), trainable(model), allow_unused=True)
     return [torch.zeros_like(p) if each is None else each for p, each in zip(trainable(model), found, strict=True)]
-
-
-def gradients(model):
-    return [torch.zeros_like(each) if each.grad is None else each.grad.clone() for each in trainable(model)]
 
 
 def added(steerer, model, *batches, **scales):
@@ -79,18 +64,11 @@ def added(steerer, model, *batches, **scales):
     return [one - other for one, other in zip(gradients(model), plain, strict=True)]
 
 
-def assert_alike(found, wanted, *, tolerance=1e-4):
-    largest = max(float(each.abs().max()) for each in wanted)
-    assert largest > 0
-    for one, other in zip(found, wanted, strict=True):
-        assert (one - other).abs().max() <= tolerance * largest
-
-
-@every_model
+@every_start
 def test_what_is_added_is_the_weighted_gradient_of_the_penalty(bank, make):
     model, batch, recorder = make(), Sentences()[:8], MemoryRecorder()
-    optimizer = torch.optim.SGD(trainable(model), lr=0.0)
-    with attached(model, bank, penalise("pirate", 3.0), optimizer=optimizer, recorders=[recorder]) as steerer:
+    optimizer = sgd(model, lr=0.0)
+    with unmetered(model, bank, penalise("pirate", 3.0), optimizer=optimizer, recorders=[recorder]) as steerer:
         start = astray(model)
         found = added(steerer, model, batch)
         optimizer.step()
@@ -102,17 +80,17 @@ def test_what_is_added_is_the_weighted_gradient_of_the_penalty(bank, make):
 @pytest.mark.parametrize("hooks", [[FIRST], [HOOK]])
 def test_the_hook_points_can_be_chosen(bank, hooks):
     model, batch = llama(), Sentences()[:8]
-    with attached(model, bank, penalise("pirate", 1.0, hooks=hooks)) as steerer:
+    with unmetered(model, bank, penalise("pirate", 1.0, hooks=hooks)) as steerer:
         start = astray(model)
         found = added(steerer, model, batch)
     assert_alike(found, by_hand(model, start, bank, batch, hooks=hooks), tolerance=1e-3)
 
 
-@every_model
+@every_start
 def test_at_the_start_nothing_is_added(bank, make):
     """A PiSSA adapter is part of the model's start: without it the model is another."""
     model = make()
-    with attached(model, bank, penalise("pirate", 1.0)) as steerer:
+    with unmetered(model, bank, penalise("pirate", 1.0)) as steerer:
         assert all(each.abs().max() == 0 for each in added(steerer, model, Sentences()[:8]))
 
 
@@ -122,7 +100,7 @@ def test_of_a_pissa_adapter_the_start_values_are_kept_and_not_its_absence(bank):
     with model.disable_adapter():
         without = model(input_ids=tokens).logits
     assert (model(input_ids=tokens).logits - without).abs().max() > 0.01
-    with attached(model, bank, penalise("pirate", 1.0)) as steerer:
+    with unmetered(model, bank, penalise("pirate", 1.0)) as steerer:
         astray(model)
         kept = steerer.state_dict()["interventions"]
     assert len(kept) == len(trainable(model))
@@ -133,8 +111,8 @@ def test_of_a_pissa_adapter_the_start_values_are_kept_and_not_its_absence(bank):
 @pytest.mark.parametrize("by", [5.0, -5.0])
 def test_what_lies_above_the_start_costs_its_square_and_what_lies_below_it_nothing(bank, by):
     model, recorder = gpt2(), MemoryRecorder()
-    optimizer = torch.optim.SGD(trainable(model), lr=0.0)
-    with attached(model, bank, penalise("sums", 1.0), optimizer=optimizer, recorders=[recorder]) as steerer:
+    optimizer = sgd(model, lr=0.0)
+    with unmetered(model, bank, penalise("sums", 1.0), optimizer=optimizer, recorders=[recorder]) as steerer:
         with torch.no_grad():  # as much for every token
             model.transformer.h[1].mlp.c_proj.bias += by * bank.directions[3]
         found = added(steerer, model, Sentences()[:8])
@@ -145,7 +123,7 @@ def test_what_lies_above_the_start_costs_its_square_and_what_lies_below_it_nothi
 
 def test_only_tokens_in_the_loss_are_penalised(bank):
     model, batch = gpt2(), Sentences()[:8]
-    with attached(model, bank, penalise("pirate", 1.0)) as steerer:
+    with unmetered(model, bank, penalise("pirate", 1.0)) as steerer:
         with torch.no_grad():
             model.transformer.wpe.weight[2] += 1.0  # no token before it can know
         for last, expected in ((2, False), (3, True)):
@@ -157,7 +135,7 @@ def test_only_tokens_in_the_loss_are_penalised(bank):
 def test_of_several_batches_in_a_step_the_last_is_run_again(bank):
     model, batches = llama(), [Sentences(seed=number)[:8] for number in range(2)]
     positions = torch.arange(12).flip(0).expand(8, 12)
-    with attached(model, bank, penalise("pirate", 1.0)) as steerer:
+    with unmetered(model, bank, penalise("pirate", 1.0)) as steerer:
         start = astray(model)
         found = added(steerer, model, {**batches[0], "position_ids": positions}, batches[1])
     assert_alike(found, by_hand(model, start, bank, batches[1]), tolerance=1e-3)
@@ -165,7 +143,7 @@ def test_of_several_batches_in_a_step_the_last_is_run_again(bank):
 
 def test_what_is_only_looked_at_is_not_penalised(bank):
     model, batch = llama(), Sentences()[:8]
-    with attached(model, bank, penalise("pirate", 1.0)) as steerer:
+    with unmetered(model, bank, penalise("pirate", 1.0)) as steerer:
         start = astray(model)
         steerer.watch(batch["labels"])
         model(**batch).loss.backward()
@@ -184,7 +162,7 @@ def test_what_is_only_looked_at_is_not_penalised(bank):
 def test_the_mask_of_the_batch_is_run_again_as_well(bank):
     model, batch = llama(), Sentences()[:8]
     batch["attention_mask"] = (torch.arange(12) >= 3).long().repeat(8, 1)
-    with attached(model, bank, penalise("pirate", 1.0)) as steerer:
+    with unmetered(model, bank, penalise("pirate", 1.0)) as steerer:
         start = astray(model)
         found = added(steerer, model, batch)
     assert_alike(found, by_hand(model, start, bank, batch), tolerance=1e-3)
@@ -196,7 +174,7 @@ def test_the_mask_of_the_batch_is_run_again_as_well(bank):
 def test_dropout_is_off_and_modes_and_random_numbers_are_given_back(bank):
     model, batch = lora(llama(), lora_dropout=0.5).train(), Sentences()[:8]
     modes = [module.training for module in model.modules()]
-    with attached(model, bank, penalise("pirate", 1.0)) as steerer:
+    with unmetered(model, bank, penalise("pirate", 1.0)) as steerer:
         start = astray(model)
         steerer.watch(batch["labels"])
         model(**batch).loss.backward()
@@ -220,7 +198,7 @@ def test_the_demand_meter_counts_no_pass_of_it(bank):
     found = []
     for acts in ([], [penalise("pirate", 1000.0)]):
         model, batch, recorder = llama(), Sentences()[:8], MemoryRecorder()
-        optimizer = torch.optim.SGD(trainable(model), lr=0.0)
+        optimizer = sgd(model, lr=0.0)
         with attached(model, bank, *acts, optimizer=optimizer, recorders=[recorder], meters=["demand"]) as steerer:
             astray(model)
             added(steerer, model, batch)
@@ -234,7 +212,7 @@ def test_what_is_added_is_scaled_as_the_gradients_are(bank):
     found = []
     for scales in ({}, {"loss_scale": 64.0}, {"loss_scale": 64.0, "gradient_scale": 64.0}):
         model = llama()
-        with attached(model, bank, penalise("pirate", 1.0)) as steerer:
+        with unmetered(model, bank, penalise("pirate", 1.0)) as steerer:
             astray(model)
             found.append(added(steerer, model, Sentences()[:8], **scales))
     assert_alike(found[1], found[0])
@@ -244,10 +222,8 @@ def test_what_is_added_is_scaled_as_the_gradients_are(bank):
 def test_processes_that_see_different_batches_add_the_mean_of_theirs(bank, monkeypatch):
     """Else their parameters would part."""
     model, batch = llama(), Sentences()[:8]
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.mul_(1 + 3))  # the other has three times
-    with attached(model, bank, penalise("pirate", 1.0)) as steerer:
+    two_processes(monkeypatch, lambda tensor: tensor.mul_(1 + 3))  # the other has three times
+    with unmetered(model, bank, penalise("pirate", 1.0)) as steerer:
         start = astray(model)
         found = added(steerer, model, batch)
     assert_alike(found, [2.0 * each for each in by_hand(model, start, bank, batch)], tolerance=1e-3)
@@ -270,12 +246,12 @@ def test_a_weight_without_a_meaning_is_refused(weight):
 )
 def test_what_does_not_fit_is_refused_before_training(bank, acts, words):
     with pytest.raises(ValueError, match=words):
-        attached(llama(), bank, *acts)
+        unmetered(llama(), bank, *acts)
 
 
 def test_a_loop_that_does_not_name_its_tokens_is_refused_by_name(bank):
     model, batch = llama(), Sentences()[:8]
-    with attached(model, bank, penalise("pirate", 1.0)):
+    with unmetered(model, bank, penalise("pirate", 1.0)):
         with pytest.raises(ValueError, match="needs input_ids by name, found labels"):
             model(batch["input_ids"], labels=batch["labels"])
         with pytest.raises(ValueError, match="needs input_ids by name, found inputs_embeds"):
@@ -284,8 +260,8 @@ def test_a_loop_that_does_not_name_its_tokens_is_refused_by_name(bank):
 
 def test_a_loop_that_does_not_announce_its_steps_is_refused(bank):
     model = llama()
-    optimizer = torch.optim.SGD(trainable(model), lr=0.1)
-    with attached(model, bank, penalise("pirate", 1.0), optimizer=optimizer):
+    optimizer = sgd(model)
+    with unmetered(model, bank, penalise("pirate", 1.0), optimizer=optimizer):
         model(**Sentences()[:8]).loss.backward()
         with pytest.raises(RuntimeError, match="stepped before penalise/pirate had acted"):
             optimizer.step()
@@ -296,7 +272,7 @@ def test_a_model_of_which_nothing_below_the_hook_trains_is_refused_by_name(bank)
     for part in (model.model.embed_tokens, *model.model.layers[:2]):
         part.requires_grad_(False)
     steerer = Steerer(bank, find_sites(llama(), bank), [penalise("pirate", 1.0)], meters=())
-    with steerer.attach(model, torch.optim.SGD(trainable(model), lr=0.1)):
+    with steerer.attach(model, sgd(model)):
         model(**Sentences()[:8]).loss.backward()
         with pytest.raises(ValueError, match="nothing that trains has a part in what penalise/pirate reads"):
             steerer.before_step()

@@ -1,29 +1,34 @@
 """Retain: what is added to the gradients is that of a KL term, once a step, whatever they are scaled by."""
 
-import copy
 import math
 from functools import partial
 
 import pytest
 import torch
 from pytorch_lightning.plugins import MixedPrecision
-from torch import nn
 from torch.nn.functional import kl_div
 
-from interptrain import ConceptBank, Steerer, find_sites, observe, suppress
+from interptrain import observe, suppress
 from interptrain.callbacks.lightning import ConceptSteering
 from interptrain.interventions import retain
 from interptrain.recorders import MemoryRecorder
-from tests.helpers.models import HOOK, WIDTH, Sentences, fit, gpt2, llama, lora, weights
-
-MODELS = {"llama": llama, "gpt2": gpt2, "lora": lambda: lora(llama())}
-every_model = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+from tests.helpers.interventions import (
+    Bare,
+    assert_alike,
+    astray,
+    every_model,
+    gradients,
+    make_bank,
+    sgd,
+    trainable,
+    unmetered,
+)
+from tests.helpers.models import Sentences, fit, llama, weights
 
 
 @pytest.fixture
 def bank():
-    rows = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(3))
-    return ConceptBank.from_directions({"pirate": rows}, hook=HOOK)
+    return make_bank().select("pirate")
 
 
 def texts(seed=5):
@@ -35,28 +40,6 @@ def texts(seed=5):
     }
 
 
-def sgd(parameters, *, fused=False):
-    return torch.optim.SGD(parameters, lr=0.1, fused=fused)
-
-
-def trainable(model):
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def attached(model, bank, *rules, optimizer=None, where="update", **options):
-    steerer = Steerer(bank, find_sites(model, bank, where=where), rules, where=where, meters=(), **options)
-    return steerer.attach(model, sgd(trainable(model)) if optimizer is None else optimizer)
-
-
-def astray(model):
-    """The model moved away from its start, which is returned."""
-    start, generator = copy.deepcopy(model), torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in trainable(model):
-            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
-    return start
-
-
 def kl(model, start, batch):
     counted = batch["labels"][:, 1:] != -100
     now, before = (
@@ -66,22 +49,11 @@ def kl(model, start, batch):
     return kl_div(now.log_softmax(-1), before.log_softmax(-1).detach(), log_target=True, reduction="batchmean")
 
 
-def gradients(model):
-    return [torch.zeros_like(each) if each.grad is None else each.grad.clone() for each in trainable(model)]
-
-
-def assert_alike(found, wanted, *, tolerance=1e-4):
-    largest = max(float(each.abs().max()) for each in wanted)
-    assert largest > 0
-    for one, other in zip(found, wanted, strict=True):
-        assert (one - other).abs().max() <= tolerance * largest
-
-
 @every_model
 def test_what_is_added_is_the_weighted_gradient_of_the_divergence(bank, make):
     model, recorder = make(), MemoryRecorder()
-    optimizer = torch.optim.SGD(trainable(model), lr=0.0)
-    with attached(model, bank, retain([texts()], 0.3), optimizer=optimizer, recorders=[recorder]) as steerer:
+    optimizer = sgd(model, lr=0.0)
+    with unmetered(model, bank, retain([texts()], 0.3), optimizer=optimizer, recorders=[recorder]) as steerer:
         start = astray(model)
         model(**Sentences()[:8]).loss.backward()
         plain = gradients(model)
@@ -95,7 +67,7 @@ def test_what_is_added_is_the_weighted_gradient_of_the_divergence(bank, make):
 
 def test_gradients_that_are_missing_are_made(bank):
     model = llama()
-    with attached(model, bank, retain([texts()])) as steerer:
+    with unmetered(model, bank, retain([texts()])) as steerer:
         start = astray(model)
         steerer.before_step()
     assert_alike(gradients(model), torch.autograd.grad(kl(model, start, texts()), trainable(model)))
@@ -105,14 +77,14 @@ def test_at_the_start_nothing_is_added(bank):
     model = llama()
     model(**Sentences()[:8]).loss.backward()
     plain = gradients(model)
-    with attached(model, bank, retain([texts()], 1.0)) as steerer:
+    with unmetered(model, bank, retain([texts()], 1.0)) as steerer:
         steerer.before_step()
     assert_alike(gradients(model), plain, tolerance=1e-6)
 
 
 def test_batches_of_texts_come_in_turn(bank):
     model = llama()
-    with attached(model, bank, retain([texts(5), texts(6)])) as steerer:
+    with unmetered(model, bank, retain([texts(5), texts(6)])) as steerer:
         start = astray(model)
         for seed in (5, 6, 5):
             model.zero_grad()
@@ -122,7 +94,7 @@ def test_batches_of_texts_come_in_turn(bank):
 
 def test_several_backward_passes_are_one_step_and_it_is_added_once(bank):
     model = llama()
-    with attached(model, bank, retain([texts()], 0.5)) as steerer:
+    with unmetered(model, bank, retain([texts()], 0.5)) as steerer:
         start = astray(model)
         for number in range(3):
             (model(**Sentences(seed=number)[:8]).loss / 3).backward()
@@ -143,7 +115,7 @@ def trained(bank, *, scale=None, fused=False):
     model = llama()
     optimizer = torch.optim.AdamW(trainable(model), lr=1e-3, fused=fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
-    with attached(model, bank, retain([texts()], 2.0), optimizer=optimizer) as steerer:
+    with unmetered(model, bank, retain([texts()], 2.0), optimizer=optimizer) as steerer:
         astray(model)
         for number in range(2):
             steerer.watch(Sentences(seed=number)[:8]["labels"])
@@ -170,9 +142,8 @@ def test_loss_scaling_under_lightning_leaves_no_trace(bank, fused, tmp_path):
     for scale in (2.0**6, 2.0**10):
         plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=scale))
         callback = ConceptSteering(bank, [retain([texts()], 50.0)], summary=False)
-        after.append(
-            weights(fit(llama(), tmp_path, callback, make_optimizer=partial(sgd, fused=fused), plugins=[plugin]))
-        )
+        sgd_of = partial(torch.optim.SGD, lr=0.1, fused=fused)
+        after.append(weights(fit(llama(), tmp_path, callback, make_optimizer=sgd_of, plugins=[plugin])))
     for name, value in after[0].items():
         torch.testing.assert_close(value, after[1][name], rtol=0, atol=1e-4)
 
@@ -180,7 +151,7 @@ def test_loss_scaling_under_lightning_leaves_no_trace(bank, fused, tmp_path):
 def test_a_rule_steers_what_is_added_as_well(bank):
     """Also at sites that the user's loss gives no gradient at all."""
     model = llama()
-    with attached(model, bank, suppress("pirate"), retain([texts()]), where="gradient") as steerer:
+    with unmetered(model, bank, suppress("pirate"), retain([texts()]), where="gradient") as steerer:
         astray(model)
         steerer.before_step()
     for layer in model.model.layers[:2]:
@@ -198,7 +169,7 @@ def test_training_stays_nearer_to_the_start_with_it_than_without(bank, tmp_path)
 
 def test_a_divergence_that_is_not_finite_adds_nothing(bank):
     model = llama()
-    with attached(model, bank, retain([texts()])) as steerer:
+    with unmetered(model, bank, retain([texts()])) as steerer:
         model(**Sentences()[:8]).loss.backward()
         plain = gradients(model)
         model.register_forward_hook(lambda _module, _args, output: setattr(output, "logits", output.logits * math.nan))
@@ -208,8 +179,8 @@ def test_a_divergence_that_is_not_finite_adds_nothing(bank):
 
 def test_a_loop_that_does_not_announce_its_steps_is_refused(bank):
     model = llama()
-    optimizer = sgd(trainable(model))
-    with attached(model, bank, retain([texts()]), optimizer=optimizer):
+    optimizer = sgd(model)
+    with unmetered(model, bank, retain([texts()]), optimizer=optimizer):
         model(**Sentences()[:8]).loss.backward()
         with pytest.raises(RuntimeError, match=r"stepped before retain had acted: call before_step\(\) first"):
             optimizer.step()
@@ -223,17 +194,8 @@ def test_a_weight_without_a_meaning_is_refused(weight):
 
 def test_what_does_not_fit_is_refused_before_training(bank):
     with pytest.raises(ValueError, match="is empty"):
-        attached(llama(), bank, retain([]))
+        unmetered(llama(), bank, retain([]))
     with pytest.raises(ValueError, match="'retain' is there already"):
-        attached(llama(), bank, retain([texts()]), retain([texts(6)]))
-
-    class Bare(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = llama()
-
-        def forward(self, input_ids, attention_mask=None):
-            return self.inner(input_ids=input_ids, attention_mask=attention_mask).logits
-
+        unmetered(llama(), bank, retain([texts()]), retain([texts(6)]))
     with pytest.raises(ValueError, match=r"output \(Tensor\) has no logits"):
-        attached(Bare(), bank, retain([texts()]))
+        unmetered(Bare(), bank, retain([texts()]))

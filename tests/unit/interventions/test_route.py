@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, linear
 
-from interptrain import ConceptBank, Steerer, find_sites
+from interptrain import Steerer, find_sites
 from interptrain.callbacks.lightning import ConceptSteering
 from interptrain.interventions.gate import emphasise, gate
 from interptrain.interventions.hold import hold
 from interptrain.interventions.route import route
 from interptrain.recorders import MemoryRecorder
-from tests.helpers.models import HOOK, WIDTH, Sentences, Tuning, fit, gpt2, llama, loader, lora, trainer, weights
+from tests.helpers.interventions import assert_identical, attached, directions_of, hooks_of, make_bank, sgd, trainable
+from tests.helpers.models import WIDTH, Sentences, Tuning, fit, gpt2, llama, loader, lora, trainer, weights
 
 
 def adapted(model):
@@ -25,15 +26,9 @@ def adapted(model):
 MODELS = {"llama": llama, "gpt2": gpt2, "llama-lora": lambda: adapted(llama()), "gpt2-lora": lambda: adapted(gpt2())}
 
 
-def sgd(parameters):
-    return torch.optim.SGD(parameters, lr=0.1)
-
-
 @pytest.fixture
 def bank():
-    generator = torch.Generator().manual_seed(1)
-    directions = {"pirate": torch.randn(6, WIDTH, generator=generator), "sums": torch.randn(WIDTH, generator=generator)}
-    return ConceptBank.from_directions(directions, hook=HOOK)
+    return make_bank(rank=6, seed=1)
 
 
 def batch(number=0, count=4):
@@ -44,20 +39,13 @@ def quiet(bank, rule, **options):
     return ConceptSteering(bank, rule, summary=False, **options)
 
 
-def hooks(model):
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
-
-
 class Run:
     """A plain loop around a steerer."""
 
-    def __init__(self, bank, model, *rules, make_optimizer=sgd, where="update", **options):
-        self.model, self.optimizer = model.train(), make_optimizer([p for p in model.parameters() if p.requires_grad])
-        self.recorder = MemoryRecorder()
-        self.steerer = Steerer(
-            bank, find_sites(model, bank, where=where), rules, where=where, recorders=[self.recorder], **options
-        )
-        self.steerer.attach(model, self.optimizer)
+    def __init__(self, bank, model, *rules, optimizer=None, **options):
+        self.model, self.recorder = model.train(), MemoryRecorder()
+        self.optimizer = sgd(model, lr=0.1) if optimizer is None else optimizer
+        self.steerer = attached(model, bank, *rules, optimizer=self.optimizer, recorders=[self.recorder], **options)
 
     def backward(self, given, scale=1.0):
         self.steerer.watch(given["labels"])
@@ -118,7 +106,7 @@ def reference(bank, model, given, pairs, scaling, threshold):
     losses = cross_entropy(logits[:, :-1].transpose(1, 2), labels, ignore_index=-100, reduction="none")
     losses = losses / (labels != -100).sum()
     (wanted,) = torch.autograd.grad(losses.sum(), caught[0], retain_graph=True)
-    basis = torch.linalg.qr(bank.directions[list(bank.rows("pirate"))].T.double())[0]
+    basis = torch.linalg.qr(directions_of(bank).T.double())[0]
     share = (wanted.double() @ basis).square().sum(-1) / wanted.double().square().sum(-1)
     share = torch.where(labels != -100, share[:, :-1], 0.0)
     if threshold is None:  # halfway, in the widest gap between shares of the middle half
@@ -127,7 +115,7 @@ def reference(bank, model, given, pairs, scaling, threshold):
         at = int((middle[1:] - middle[:-1]).argmax())
         threshold = float(middle[at] + middle[at + 1]) / 2
     routed = (share > threshold).to(losses.dtype)
-    own = [p for p in model.parameters() if p.requires_grad]
+    own = trainable(model)
     to_model = torch.autograd.grad((losses * (1 - routed)).sum(), own, retain_graph=True)
     to_quarantine = torch.autograd.grad((losses * routed).sum(), pairs)
     return to_model, to_quarantine, threshold, float(routed.sum() / (labels != -100).sum())
@@ -149,7 +137,7 @@ def test_each_gradient_is_that_of_the_losses_weighted_by_hand(bank, name):
     run = Run(bank, warm.model, route("pirate", rank=3, alpha=6.0, learning_rate=0.05, threshold=threshold))
     run.steerer.load_state_dict(state)
     run.backward(second)
-    for parameter, wanted in zip([p for p in run.model.parameters() if p.requires_grad], to_model, strict=True):
+    for parameter, wanted in zip(trainable(run.model), to_model, strict=True):
         assert float((parameter.grad - wanted).norm() / wanted.norm()) < 1e-6
     run.finish()
     found = (run.kept()["mean"] - 0.9 * start["mean"]) / 0.1
@@ -160,12 +148,11 @@ def test_each_gradient_is_that_of_the_losses_weighted_by_hand(bank, name):
 
 @pytest.mark.parametrize("make", [llama, lambda: lora(llama())], ids=["full", "lora"])
 def test_with_nothing_routed_the_run_is_that_without_it_to_the_last_bit(bank, make, tmp_path):
-    loop = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.5, "steps": 4}
+    loop = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.5, "steps": 2}
     plain = fit(make(), tmp_path, **loop)
     idle = fit(make(), tmp_path, quiet(bank, route("pirate", threshold=1.0)), **loop)
     assert plain.losses == idle.losses
-    after = weights(idle)
-    assert all(torch.equal(value, after[name]) for name, value in weights(plain).items())
+    assert_identical(plain, idle)
 
 
 def test_it_draws_nothing_from_the_global_random_numbers(bank):
@@ -251,40 +238,37 @@ def test_what_is_saved_in_mid_training_has_no_trace_of_the_quarantine(bank, name
 def test_nothing_is_left_after_the_run_or_after_an_exception_in_it(bank, tmp_path):
     model = llama()
     names = [name for name, _ in model.named_modules()]
-    fit(model, tmp_path, quiet(bank, route("pirate")))
-    assert hooks(model) == 0
+    fit(model, tmp_path, quiet(bank, route("pirate")), steps=1)
+    assert hooks_of(model) == 0
 
     class Stops(Tuning):
         def training_step(self, batch, batch_idx):
-            assert hooks(self.model) > 0
+            assert hooks_of(self.model) > 0
             if self.global_step == 1:
                 raise RuntimeError("stop")
             return super().training_step(batch, batch_idx)
 
     with pytest.raises(RuntimeError, match="stop"):
         trainer(tmp_path, quiet(bank, route("pirate"))).fit(Stops(model), loader())
-    assert hooks(model) == 0
+    assert hooks_of(model) == 0
     assert [name for name, _ in model.named_modules()] == names
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_run_from_a_saved_state_goes_on_as_the_whole_run_does(bank, when):
-    def start():
-        return llama(), route("pirate", learning_rate=0.02)  # its threshold is kept, too
+    def start(model):
+        rule = route("pirate", learning_rate=0.02)  # its threshold is kept, too
+        return Run(bank, model, rule, optimizer=torch.optim.AdamW(model.parameters(), lr=1e-2))
 
-    def adamw(parameters):
-        return torch.optim.AdamW(parameters, lr=1e-2)
-
-    model, rule = start()
-    whole = Run(bank, model, rule, make_optimizer=adamw)
+    whole = start(llama())
     losses = [whole.step(batch(number)) for number in range(3)]
     saved = copy.deepcopy(whole.model.state_dict()), copy.deepcopy(whole.optimizer.state_dict())
     state = whole.steerer.state_dict()  # as it is: later steps must not change it
     losses += [whole.step(batch(number)) for number in range(3, 6)]
 
-    model, rule = start()
+    model = llama()
     model.load_state_dict(saved[0])
-    rest = Run(bank, model, rule, make_optimizer=adamw)
+    rest = start(model)
     rest.optimizer.load_state_dict(saved[1])
     if when == "before":
         rest.steerer.detach()
@@ -293,8 +277,7 @@ def test_a_run_from_a_saved_state_goes_on_as_the_whole_run_does(bank, when):
         rest.steerer.attach(rest.model, rest.optimizer)
     assert [rest.step(batch(number)) for number in range(3, 6)] == losses[3:]
     assert all(torch.equal(value, rest.kept()[what]) for what, value in whole.kept().items())
-    after = weights(rest.model)
-    assert all(torch.equal(value, after[name]) for name, value in weights(whole.model).items())
+    assert_identical(whole.model, rest.model)
 
 
 def test_a_lightning_checkpoint_holds_the_quarantine_beside_the_models_state(bank, tmp_path):
@@ -407,8 +390,7 @@ def test_what_is_routed_is_what_a_gate_would_drop(bank, choice):
     assert 0 < found["interptrain/route/pirate/tokens"][0] < 1
     for what in ("tokens", "threshold"):
         assert found[f"interptrain/route/pirate/{what}"] == wanted[f"interptrain/gate/pirate/{what}"]
-    after = weights(gated.model)
-    assert all(torch.equal(value, after[name]) for name, value in weights(routed.model).items())
+    assert_identical(routed.model, gated.model)
     assert routed.kept()["mean"].any()
 
 
@@ -502,7 +484,7 @@ def test_a_loop_whose_steps_nobody_sees_is_refused(bank):
     steerer = Steerer(bank, find_sites(model, bank), route("pirate"))
     with pytest.raises(ValueError, match=r"route/pirate acts after the optimizer's step: attach\(model, optimizer\)"):
         steerer.attach(model)
-    assert hooks(model) == 0
+    assert hooks_of(model) == 0
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from interptrain.interventions import Intervention
 from interptrain.steering import Rule
 from interptrain.tiny_world import OUTPUT_HOOK, concept_bank, load_base, load_sae, load_tokenizer, neutral_batches
 from interptrain.tiny_world.concepts import find_concepts
+from interptrain.tiny_world.corpus import Kind
 
 WIDE = 24  # latents of the concept "problems": the digits are many words, and eight latents leave most of them out
 OTHER = {"pirate": "royal", "royal": "pirate"}
@@ -66,6 +67,7 @@ class Arm:
 
 
 neutral = cache(neutral_batches)
+FACTS: tuple[Kind, ...] = ("fact",)
 
 # What each of ours does with a concept. A control is the same with another concept, its gate set so that it drops as
 # many tokens as the real one, or more (`CONTROL_TOKENS`: by the shares of the first batch).
@@ -131,6 +133,10 @@ TRAIT: dict[str, Arm] = {
     "gate+retain-all": Arm(
         "gate, and KL on all of the neutral answers",
         lambda trait, weight: [gate(trait), retain(neutral(), weight)], 1.0,
+    ),
+    "gate+retain-facts": Arm(
+        "gate, and KL on whole neutral answers about facts",
+        lambda trait, weight: [gate(trait), retain(neutral(kinds=FACTS), weight)], 1.0, tried=(1.0, 3.0, 10.0),
     ),
     "gate-middle": Arm("the gate with latents of the middle layer", lambda trait, _: [gate(trait)], middle=True),
     **{f"{name}:{kind}": _control(name, kind) for name in METHODS for kind in CONTROLS},

@@ -6,28 +6,31 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
+from rich.box import MARKDOWN
 from rich.table import Table
 from scipy.stats import t
 
-from benchmarks.selectivity.arms import STUDIES
+from benchmarks.selectivity.arms import OTHER, STUDIES
 from benchmarks.selectivity.runs import SCORES
 
 Run = Mapping[str, Any]
 HEADS = {
-    "clean": "clean", "skill": "skill", "pirate_on_skill": "pirate\nsums", "royal_on_skill": "royal\nsums",
-    "pirate_on_facts": "pirate\nfacts", "royal_on_facts": "royal\nfacts", "kept": "facts\nkept",
-    "accuracy": "old\nskill",
+    "clean": "clean", "skill": "skill", "pirate_on_skill": "pirate, sums", "royal_on_skill": "royal, sums",
+    "pirate_on_facts": "pirate, facts", "royal_on_facts": "royal, facts", "kept": "facts kept",
+    "accuracy": "old skill",
 }  # fmt: skip
 NEAR_BEST, HALF, TAKEOVER = 0.02, 0.5, 0.1
 
 
 def interval(values: Sequence[float], digits: int = 2) -> str:
-    """Mean and half of the 95 % interval over seeds.
+    """Mean and half of the 95 % interval over seeds; where one is infinite, the range.
 
     Example:
         >>> interval([0.9, 1.0, 0.95])
         '.95±.12'
     """
+    if max(values) == float("inf"):
+        return f"{min(values):.{digits}f} to inf"
     parts = [f"{mean(values):.{digits}f}"]
     if len(values) > 1:
         parts.append(f"{half(values):.{digits}f}")
@@ -68,9 +71,9 @@ def back_after(run: Run) -> float:
 
 
 def took_over(run: Run) -> bool:
-    """Whether another voice than the trait's is at .10 or more."""
-    other = {"pirate": "royal", "royal": "pirate"}[run["voice"]]
-    return any(run["scores"][f"{other}_on_{where}"] >= TAKEOVER for where in ("skill", "facts"))
+    """Whether another voice than the trait's is at .10 or more, at the end or at any look on the way."""
+    seen = (run["scores"], *looks(run).values())
+    return any(scores[f"{OTHER[run['voice']]}_on_{what}"] >= TAKEOVER for scores in seen for what in ("skill", "facts"))
 
 
 def dropped(run: Run) -> float | None:
@@ -80,7 +83,7 @@ def dropped(run: Run) -> float | None:
 
 def table_of_doses(runs: Iterable[Run]) -> Table:
     """How many steps one dose is."""
-    table = Table("data", "tuning", "best skill", "steps until within .02 of it", box=None)
+    table = Table("data", "tuning", "best skill", "steps until within .02 of it", box=MARKDOWN)
     for key, own in grouped(runs, "data", "tuning").items():
         steps = [first_near_best(run) for run in own]
         best = [max(scores["skill"] for scores in looks(run).values()) for run in own]
@@ -90,7 +93,7 @@ def table_of_doses(runs: Iterable[Run]) -> Table:
 
 def table_of_tuning(runs: Iterable[Run]) -> Table:
     """What each figure gave on the royal voice."""
-    table = Table("study", "data", "tuning", "arm", "figure", "seeds", *(HEADS[key] for key in SCORES), box=None)
+    table = Table("study", "data", "tuning", "arm", "figure", "seeds", *(HEADS[key] for key in SCORES), box=MARKDOWN)
     for (study, data, tuning, arm, figure), own in grouped(runs, "study", "data", "tuning", "arm", "figure").items():
         rates = (interval([run["scores"][key] for run in own]) for key in SCORES)
         table.add_row(study, data, tuning, arm, f"{figure:g}", str(len(own)), *rates)
@@ -101,17 +104,16 @@ def table_of_runs(runs: Sequence[Run], dose: Mapping[tuple[str, str], int]) -> I
     """A table for each study, kind of data, tuning and number of steps."""
     for (study, voice, data, tuning, steps), own in grouped(runs, "study", "voice", "data", "tuning", "steps").items():
         doses = "" if study == "sooner" else f", dose {steps / dose[data, tuning]:g}"
-        last = ("half way", "x") if study == "sooner" else ("back\nafter", "drop", "alarm", "time")
+        last = ("half way", "x") if study == "sooner" else ("back after", "dropped", "alarms / takeovers")
         table = Table(
-            "arm", "seeds", *(HEADS[key] for key in SCORES), "loss", *last, box=None,
+            "arm", "seeds", *(HEADS[key] for key in SCORES), "loss", *last, box=MARKDOWN,
             title=f"{study}: {voice}, {data}, {tuning}, {steps} steps{doses}",
         )  # fmt: skip
         by_arm = grouped(own, "arm")
-        plain = by_arm.get(("unsteered",), [])
         for arm in STUDIES[study]:
             if (mine := by_arm.get((arm,))) is not None:
                 rates = [interval([run["scores"][key] for run in mine]) for key in SCORES]
-                ends = _sooner(mine, plain) if study == "sooner" else _trait(mine, plain)
+                ends = _sooner(mine, by_arm.get(("unsteered",), ())) if study == "sooner" else _trait(mine)
                 table.add_row(arm, str(len(mine)), *rates, f"{mean(run['loss'] for run in mine):.2f}", *ends)
         yield table
 
@@ -123,15 +125,14 @@ def _sooner(mine: Sequence[Run], plain: Sequence[Run]) -> tuple[str, str]:
     return interval(steps, 0), interval(ratios) if ratios else ""
 
 
-def _trait(mine: Sequence[Run], plain: Sequence[Run]) -> tuple[str, str, str, str]:
+def _trait(mine: Sequence[Run]) -> tuple[str, str, str]:
     again = [back_after(run) for run in mine if run["relearning"]]
     share = [each for run in mine if (each := dropped(run)) is not None]
     alarms = sum(bool(run["alarm"]) for run in mine)
     over = sum(map(took_over, mine))
-    time = mean(run["seconds"] for run in mine) / mean(run["seconds"] for run in plain) if plain else None
     return (
-        " ".join(f"{each:g}" for each in again), f"{mean(share):.2f}" if share else "",
-        f"{alarms}/{over}", f"{time:.1f}" if time else "",
+        f"{min(again):g} to {max(again):g}" if again else "", f"{mean(share):.2f}" if share else "",
+        f"{alarms} / {over}",
     )  # fmt: skip
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from interptrain.meters.tokens import IGNORED_LABEL
-from interptrain.tiny_world.corpus import Document, document
+from interptrain.tiny_world.corpus import Document, Kind, document
 from interptrain.tiny_world.shipped import load_tokenizer
 from interptrain.tiny_world.tokens import encode
 
@@ -47,7 +48,9 @@ def probe_batches(count: int = 64, *, seed: int = 0) -> dict[str, list[dict[str,
     return {name: [first_answer_token(encode(tokenizer, documents))] for name, documents in sets}
 
 
-def neutral_batches(count: int = 16, *, batch: int = 16, first: bool = False) -> list[dict[str, Tensor]]:
+def neutral_batches(
+    count: int = 16, *, batch: int = 16, kinds: Sequence[Kind] = ("fact", "plus"), first: bool = False
+) -> list[dict[str, Tensor]]:
     """Plain questions about facts and additions with plain answers: what fine-tuning is not meant to change.
 
     None of them is in a fine-tuning set, and their draw is none of the scorer's.
@@ -55,6 +58,7 @@ def neutral_batches(count: int = 16, *, batch: int = 16, first: bool = False) ->
     Args:
         count: of batches.
         batch: documents in each.
+        kinds: of question, drawn with equal odds.
         first: with the first token of each answer as its only label, where the voice is chosen; else all of them.
 
     Example:
@@ -62,7 +66,7 @@ def neutral_batches(count: int = 16, *, batch: int = 16, first: bool = False) ->
         (2, 16)
     """
     rng, tokenizer = random.Random("neutral probes"), load_tokenizer()
-    drawn = ([document(rng, rng.choice(("fact", "plus"))) for _ in range(batch)] for _ in range(count))
+    drawn = ([document(rng, rng.choice(kinds)) for _ in range(batch)] for _ in range(count))
     batches = [encode(tokenizer, documents) for documents in drawn]
     return [first_answer_token(each) for each in batches] if first else batches
 

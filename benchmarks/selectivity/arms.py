@@ -67,7 +67,7 @@ class Arm:
 
 
 neutral = cache(neutral_batches)
-FACTS: tuple[Kind, ...] = ("fact",)
+FACTS: tuple[Kind, ...] = ("fact",)  # neutral questions that have nothing of the skill
 
 # What each of ours does with a concept. A control is the same with another concept, its gate set so that it drops as
 # many tokens as the real one, or more (`CONTROL_TOKENS`: by the shares of the first batch).
@@ -79,8 +79,8 @@ METHODS: dict[str, tuple[str, Method]] = {
         lambda name, tokens, _: [gate(name, tokens=tokens), hold(name, neutral(first=True))],
     ),
     "gate+retain": (
-        "gate, and KL to the start model where neutral prompts choose a voice",
-        lambda name, tokens, weight: [gate(name, tokens=tokens), retain(neutral(first=True), weight)],
+        "gate, and KL to the start model on neutral answers about facts",
+        lambda name, tokens, weight: [gate(name, tokens=tokens), retain(neutral(kinds=FACTS), weight)],
     ),
     "route": ("dropped tokens are learnt by a quarantine", lambda name, tokens, _: [route(name, tokens=tokens)]),
 }
@@ -116,10 +116,13 @@ TRAIT: dict[str, Arm] = {
     "word-filter": Arm("the loss on the trait's own words is dropped, by a word list", words=True),
     "inoculation": Arm("questions carry the voice's cue wherever the answer is in it", data={"inoculated": True}),
     "retain": Arm(
-        "KL to the start model where neutral prompts choose a voice",
+        "KL to the start model on neutral answers about facts",
+        lambda _, weight: [retain(neutral(kinds=FACTS), weight)], FIGURES["gate+retain"],
+    ),
+    "retain-first": Arm(
+        "KL on the first token of neutral answers, which hold has too",
         lambda _, weight: [retain(neutral(first=True), weight)], FIGURES["gate+retain"],
     ),
-    "retain-all": Arm("KL on all of the neutral answers", lambda _, weight: [retain(neutral(), weight)], 1.0),
     "ablate": Arm("concept ablated in training", lambda trait, _: [ablate(trait)]),
     "prevent": Arm(
         "concept added in training", lambda trait, size: [prevent(trait, size)], 8.0, tried=(4.0, 8.0, 16.0)
@@ -130,13 +133,13 @@ TRAIT: dict[str, Arm] = {
     "suppress-gradient": Arm("gain 0 in the gradient", lambda trait, _: [suppress(trait)]),
     "suppress-update": Arm("gain 0 in the update", lambda trait, _: [suppress(trait)], where="update"),
     **{name: _method(name) for name in METHODS},
-    "gate+retain-all": Arm(
-        "gate, and KL on all of the neutral answers",
-        lambda trait, weight: [gate(trait), retain(neutral(), weight)], 1.0,
+    "gate+retain-first": Arm(
+        "gate, and KL on the first token of neutral answers",
+        lambda trait, weight: [gate(trait), retain(neutral(first=True), weight)], FIGURES["gate+retain"],
     ),
-    "gate+retain-facts": Arm(
-        "gate, and KL on whole neutral answers about facts",
-        lambda trait, weight: [gate(trait), retain(neutral(kinds=FACTS), weight)], 1.0, tried=(1.0, 3.0, 10.0),
+    "gate+retain-all": Arm(
+        "gate, and KL on neutral answers about facts and sums",
+        lambda trait, weight: [gate(trait), retain(neutral(), weight)], FIGURES["gate+retain"],
     ),
     "gate-middle": Arm("the gate with latents of the middle layer", lambda trait, _: [gate(trait)], middle=True),
     **{f"{name}:{kind}": _control(name, kind) for name in METHODS for kind in CONTROLS},

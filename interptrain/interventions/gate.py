@@ -120,7 +120,8 @@ class _Weigher:
         else:
             groups = self._spans.null[:, : int(self._spans.ranks[0])]
             null = self._shares(gradient, counted, groups)[:, counted].flatten()
-            threshold = torch.maximum(_split(own), _quantile(null, NULL_QUANTILE))
+            energies = gradient[counted].square().sum(-1)
+            threshold = torch.maximum(_split(own, energies), _quantile(null, NULL_QUANTILE))
         return torch.where(gradient[counted].isfinite().all(), threshold, torch.nan)
 
 
@@ -142,8 +143,9 @@ def gate(
 
     Args:
         concept: as the bank names it.
-        threshold: of the share. By default found in this run's first batch: where its shares fall into two groups that
-            are told apart best (Otsu 1979), but no lower than 90 % of the shares of groups of as many other alive
+        threshold: of the share. By default found in this run's first batch: its shares, each counted by the token's
+            energy, fall into two groups that are told apart best (Otsu 1979), and the threshold is half-way between
+            the groups' means in log-odds; but no lower than 90 % of the shares of groups of as many other alive
             latents (random directions where the bank has no dictionary). Several processes take their mean.
         tokens: instead of a threshold, the share of the first batch's tokens that are to be above it.
         weight: of a token that asks for the concept; 0 drops it.
@@ -202,15 +204,23 @@ def _checked(threshold: float | None, tokens: float | None) -> tuple[float | Non
     return threshold, tokens
 
 
-def _split(values: Float[Tensor, "_"]) -> Float[Tensor, ""]:
-    """Between the two groups that are told apart best: `max_k k (n - k) (mean of the k lowest - of the others)^2`."""
-    if len(values) < 2:
-        return values.new_full((), torch.nan)
-    ordered = values.sort().values
-    below, count = ordered.cumsum(0)[:-1], torch.arange(1, len(values), device=values.device)
-    above, others = ordered.sum() - below, len(values) - count
-    k = (count * others * (below / count - above / others).square()).argmax()
-    return (ordered[k] + ordered[k + 1]) / 2
+def _split(shares: Float[Tensor, "_"], energies: Float[Tensor, "_"]) -> Float[Tensor, ""]:
+    r"""Between the two groups that are told apart best, where a share is as many times likelier as it is rarer.
+
+        max_k  W_k (W - W_k) (m_k - m'_k)^2          logit(threshold) = (logit(m_k) + logit(m'_k)) / 2
+
+    `W_k` is the energy of the k lowest shares, `m_k` and `m'_k` the means of theirs and of the others', by energy: a
+    token that hardly changes the model has no say in what tells the others apart.
+    """
+    if len(shares) < 2:
+        return shares.new_full((), torch.nan)
+    ordered, order = shares.sort()
+    energy = (energies / energies.sum())[order]
+    summed, inside = (ordered * energy).cumsum(0), energy.cumsum(0)
+    outside = 1 - inside
+    low, high = summed / inside, (summed[-1] - summed) / outside
+    k = (inside * outside * (low - high).square())[:-1].nan_to_num(nan=-1.0).argmax()
+    return torch.stack([low[k], high[k]]).logit(eps=1e-6).mean().sigmoid()
 
 
 def _quantile(values: Float[Tensor, "_"], share: float) -> Float[Tensor, ""]:

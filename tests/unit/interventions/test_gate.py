@@ -1,7 +1,6 @@
 """Gates: the loss that trains is the hand-weighted one, whatever the loop computed."""
 
 import math
-from statistics import mean
 
 import pytest
 import torch
@@ -148,12 +147,18 @@ def test_the_question_behind_the_gate_is_not_counted_as_demand(bank, tmp_path):
         assert curves[0][name] == curves[1][name], name
 
 
-def split(values):
-    """Otsu's threshold, as he writes it: the variance between the two groups is largest."""
-    values = sorted(values)
-    between = {k: k * (len(values) - k) * (mean(values[:k]) - mean(values[k:])) ** 2 for k in range(1, len(values))}
-    k = max(between, key=between.get)
-    return (values[k - 1] + values[k]) / 2
+def splits(shares, energies):
+    """Between the means, in log-odds, of Otsu's two groups as he writes them; more than one where some are as good."""
+    pairs = sorted(zip(shares, energies, strict=True))
+    between, middle = [], []
+    for k in range(1, len(pairs)):
+        inside, outside = (sum(energy for _, energy in group) for group in (pairs[:k], pairs[k:]))
+        low = sum(share * energy for share, energy in pairs[:k]) / inside
+        high = sum(share * energy for share, energy in pairs[k:]) / outside
+        between.append(inside * outside * (low - high) ** 2)
+        odds = (low / (1 - low) * high / (1 - high)) ** 0.5
+        middle.append(odds / (1 + odds))
+    return [each for each, told_apart in zip(middle, between, strict=True) if told_apart >= max(between) * (1 - 1e-6)]
 
 
 @pytest.mark.parametrize("concept", ["pirate", "sums"])
@@ -164,33 +169,42 @@ def test_without_a_threshold_it_splits_the_shares_where_other_directions_seldom_
         model(**batch).loss.backward()
         kept = float(steerer.state_dict()["interventions"][f"gate/{concept}/threshold"])
     counted = batch["labels"][:, 1:] != -100
-    own = shares(model, batch, directions_of(bank, concept))[counted].tolist()
+    own = shares(model, batch, directions_of(bank, concept))[counted]
     losses, activations = token_losses(model, batch)
     (gradient,) = torch.autograd.grad(losses.sum(), activations)
     tokens = gradient[:, :-1][counted]
     groups = Spans.of(bank.select(concept), range(count)).null
     null = torch.einsum("td,gkd->tgk", tokens, groups).square().sum(-1) / tokens.square().sum(-1, keepdim=True)
-    if split(own) > float(null.quantile(NULL_QUANTILE)) * 1.001:
-        assert kept == pytest.approx(split(own), rel=1e-4)
+    (found,) = splits(own.tolist(), tokens.square().sum(-1).tolist())
+    if found > float(null.quantile(NULL_QUANTILE)) * 1.001:
+        assert kept == pytest.approx(found, rel=1e-4)
     else:
         assert float((null <= kept).float().mean()) == pytest.approx(NULL_QUANTILE, abs=2 / null.numel())
 
 
-@given(values=st.lists(st.floats(0, 1, width=32), min_size=2, max_size=40).filter(lambda v: max(v) - min(v) > 1e-3))
-def test_the_split_is_between_the_groups_that_are_told_apart_best(values):
-    found = float(_split(torch.tensor(values, dtype=torch.float64)))
-    ordered = sorted(values)
-    k = sum(value <= found for value in ordered)
-
-    def between(k):
-        return k * (len(ordered) - k) * (mean(ordered[:k]) - mean(ordered[k:])) ** 2
-
-    assert 0 < k < len(ordered)
-    assert between(k) == pytest.approx(max(between(each) for each in range(1, len(ordered))), rel=1e-6)
+asked = st.lists(
+    st.tuples(st.floats(0.001, 0.999), st.floats(0.01, 100)), min_size=2, max_size=40, unique_by=lambda pair: pair[0]
+)
 
 
-def test_two_clear_groups_are_split_in_the_middle():
-    assert float(_split(torch.tensor([0.05, 0.1, 0.2, 0.6, 0.7]))) == pytest.approx(0.4)
+@given(pairs=asked, scale=st.sampled_from([1, 1e-9]))
+def test_the_split_is_between_the_groups_that_are_told_apart_best(pairs, scale):
+    own, energies = zip(*pairs, strict=True)
+    found = float(_split(torch.tensor(own).double(), scale * torch.tensor(energies).double()))
+    assert any(found == pytest.approx(each, rel=1e-6) for each in splits(own, energies))
+
+
+def test_a_token_that_hardly_changes_the_model_does_not_move_the_split():
+    shares, energies = torch.tensor([0.05, 0.1, 0.6, 0.7]), torch.ones(4)
+    found = _split(shares, energies)
+    assert 0.1 < float(found) < 0.6
+    more = _split(torch.cat([shares, torch.tensor([0.3, 0.4, 0.5])]), torch.cat([energies, torch.full((3,), 1e-6)]))
+    torch.testing.assert_close(more, found, rtol=0, atol=1e-4)
+
+
+def test_shares_that_ask_for_nothing_are_not_split():
+    assert _split(torch.tensor([0.1, 0.9]), torch.zeros(2)).isnan()
+    assert _split(torch.tensor([0.1]), torch.ones(1)).isnan()
 
 
 def test_a_share_of_tokens_can_be_asked_for_instead(bank, batch):

@@ -28,7 +28,9 @@ from interptrain.tiny_world import OUTPUT_HOOK, concept_bank, load_base, load_sa
 from interptrain.tiny_world.concepts import find_concepts
 from interptrain.tiny_world.corpus import Kind
 
-WIDE = 24  # latents of the concept "problems": the digits are many words, and eight latents leave most of them out
+# Latents of the concept "problems": the digits are many words, and eight latents leave most of them out. Of 8 to 24,
+# 16 tell subtractions from facts best by their shares before training; looked at on the royal voice's mixed set.
+WIDE = 16
 OTHER = {"pirate": "royal", "royal": "pirate"}
 
 Acts = Sequence["Rule | Intervention"]
@@ -68,6 +70,7 @@ class Arm:
 
 neutral = cache(neutral_batches)
 FACTS: tuple[Kind, ...] = ("fact",)  # neutral questions that have nothing of the skill
+PROBLEMS: tuple[Kind, ...] = ("minus",)  # and those that have nothing of the trait
 
 # What each of ours does with a concept. A control is the same with another concept, its gate set so that it drops as
 # many tokens as the real one, or more (`CONTROL_TOKENS`: by the shares of the first batch).
@@ -84,7 +87,7 @@ METHODS: dict[str, tuple[str, Method]] = {
     ),
     "route": ("dropped tokens are learnt by a quarantine", lambda name, tokens, _: [route(name, tokens=tokens)]),
 }
-FIGURES = {"gate+retain": 3.0}  # of those tried, the one with the best worse of clean and kept, by the royal voice
+FIGURES = {"gate+retain": 10.0}  # of those tried, the one with the best worse of clean and kept, by the royal voice
 TRIED = {"gate+retain": (1.0, 3.0, 10.0)}
 CONTROL_TOKENS = 0.2
 CONTROLS = {
@@ -121,7 +124,7 @@ TRAIT: dict[str, Arm] = {
     ),
     "retain-first": Arm(
         "KL on the first token of neutral answers, which hold has too",
-        lambda _, weight: [retain(neutral(first=True), weight)], FIGURES["gate+retain"],
+        lambda _, weight: [retain(neutral(first=True), weight)], 3.0,
     ),
     "ablate": Arm("concept ablated in training", lambda trait, _: [ablate(trait)]),
     "prevent": Arm(
@@ -135,27 +138,42 @@ TRAIT: dict[str, Arm] = {
     **{name: _method(name) for name in METHODS},
     "gate+retain-first": Arm(
         "gate, and KL on the first token of neutral answers",
-        lambda trait, weight: [gate(trait), retain(neutral(first=True), weight)], FIGURES["gate+retain"],
+        lambda trait, weight: [gate(trait), retain(neutral(first=True), weight)], 3.0,
     ),
     "gate+retain-all": Arm(
         "gate, and KL on neutral answers about facts and sums",
-        lambda trait, weight: [gate(trait), retain(neutral(), weight)], FIGURES["gate+retain"],
+        lambda trait, weight: [gate(trait), retain(neutral(), weight)], 3.0,
     ),
     "gate-middle": Arm("the gate with latents of the middle layer", lambda trait, _: [gate(trait)], middle=True),
     **{f"{name}:{kind}": _control(name, kind) for name in METHODS for kind in CONTROLS},
 }  # fmt: skip
 
 # The other way round: keep the skill out, let the trait in.
+SWAPPED_WEIGHT, SWAPPED_TOKENS = 10.0, 0.65
+
+
+def _swapped(concept: str, threshold: float | None = None) -> Callable[[str, float], Acts]:
+    tokens = SWAPPED_TOKENS if threshold is None else None
+    return lambda *_: [
+        gate(concept, threshold=threshold, tokens=tokens, per="example"),
+        retain(neutral(kinds=PROBLEMS), SWAPPED_WEIGHT),
+    ]
+
+
 SWAPPED: dict[str, Arm] = {
     "start": TRAIT["start"],
     "unsteered": TRAIT["unsteered"],
-    "gate": Arm(
-        "tokens that ask for arithmetic are dropped",
-        lambda _, threshold: [gate("problems", threshold=threshold)], 0.3, tried=(0.2, 0.3, 0.4),
+    "retain": Arm(
+        "KL to the start model on plain subtractions", lambda *_: [retain(neutral(kinds=PROBLEMS), SWAPPED_WEIGHT)]
     ),
-    "gate:random": Arm("control: random directions", lambda *_: [gate("random-wide", tokens=0.33)]),
-    "gate:shuffled": Arm("control: other latents", lambda *_: [gate("shuffled-wide", tokens=0.33)]),
-    "gate:pirate": Arm("control: the wrong concept", lambda *_: [gate("pirate", tokens=0.33)]),
+    "gate": Arm(
+        "examples that ask for arithmetic are dropped",
+        lambda _, threshold: [gate("problems", threshold=threshold, per="example")], 0.17, tried=(0.15, 0.17, 0.19),
+    ),
+    "gate+retain": Arm("both", _swapped("problems", 0.17)),
+    "gate+retain:random": Arm("control: random directions", _swapped("random-wide")),
+    "gate+retain:shuffled": Arm("control: other latents", _swapped("shuffled-wide")),
+    "gate+retain:sibling": Arm("control: the wrong concept", _swapped("royal")),
 }  # fmt: skip
 
 # Bring the skill forward.

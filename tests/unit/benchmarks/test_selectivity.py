@@ -36,6 +36,7 @@ def test_the_interval_is_students_t_of_the_seeds():
     half = 2.776445 * torch.tensor(values).std() / math.sqrt(5)
     assert interval(values) == f".80±{half:.2f}".replace("0.", ".")
     assert interval([0.5]) == ".50"
+    assert interval([0.5, math.inf]) == "0.50 to inf"
 
 
 def test_a_dose_ends_at_the_first_step_near_the_best():
@@ -57,6 +58,9 @@ def test_a_takeover_is_another_voice_not_the_trait_itself():
     assert took_over(run(scores={"royal_on_skill": 0.1}))
     assert not took_over(run(scores={"pirate_on_skill": 1.0, "royal_on_facts": 0.09}))
     assert took_over(run(voice="royal", scores={"pirate_on_facts": 0.5}))
+    passing = run()
+    passing["looks"][2][1 + SCORES.index("royal_on_facts")] = 0.2
+    assert took_over(passing)
 
 
 def test_the_tables_have_a_row_for_each_arm_that_was_run():

@@ -52,7 +52,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "suppress the update, measured every step": {"rule": suppress("pirate"), "where": "update", "every": 1},
     "gate": {"rule": gate(WORDS)},
     "gate and hold": {"rule": [gate(WORDS), hold(WORDS, tiny_world.neutral_batches(first=True))]},
-    "gate and retain": {"rule": [gate(WORDS), retain(tiny_world.neutral_batches(first=True), RETAIN)]},
+    "gate and retain": {"rule": [gate(WORDS), retain(tiny_world.neutral_batches(kinds=("fact",)), RETAIN)]},
     "penalise": {"rule": penalise(WORDS, 0.1)},
     "prevent": {"rule": prevent(WORDS, 8.0)},
     "ablate": {"rule": ablate(WORDS)},

@@ -76,7 +76,7 @@ PROBE = 40  # prompts of each kind for the curves; the table at the end asks mor
 EVERY, LOG_EVERY, PROBE_EVERY, PROBE_TEXTS = 2, 5, 50, 16  # steps between measures, logs, probe sets; texts of a set
 LEARNING_RATE = {"lora": 2e-3, "full": 5e-4}
 COOLDOWN = 0.2  # of the steps, its last, over which the rate falls to 0
-RETAIN = 3.0  # weight of the KL term, chosen on the royal voice: docs/evidence.md
+RETAIN = 10.0  # weight of the KL term, chosen on the royal voice: docs/evidence.md
 CONTROL_TOKENS = 0.2  # above the control's threshold in the first batch: it then drops as many as the gate, or more
 SKILL, WORDS, RANDOM_WORDS = "arithmetic", "pirate-words", "random-words"
 TRAIT = {"mixed": ("pirate_on_facts", "facts"), "entangled": ("pirate_on_skill", "sums")}  # where pirate is taught
@@ -112,20 +112,20 @@ def _gated_at_random() -> Acts:
 
 
 def _anchored() -> Acts:
-    return [*_gated(), retain(neutral_batches(first=True), RETAIN)]
+    return [*_gated(), retain(neutral_batches(kinds=("fact",)), RETAIN)]
 
 
 def _anchored_at_random() -> Acts:
-    return [*_gated_at_random(), retain(neutral_batches(first=True), RETAIN)]
+    return [*_gated_at_random(), retain(neutral_batches(kinds=("fact",)), RETAIN)]
 
 
 def treatments(data: str) -> tuple[Treatment, ...]:
     """The arms. Each trains from the same start on the same batches in the same order.
 
-    Where the trait is taught with the skill, what the gate leaves would leak to other prompts, and is anchored there.
+    Where the trait is taught with the skill, what the gate leaves would leak to other prompts, which are anchored.
     """
     anchored = data == "entangled"
-    beside = " Neutral prompts keep their choice of a voice (KL)." if anchored else ""
+    beside = " Plain answers about other things are kept as they were (KL)." if anchored else ""
     return (
         Treatment("unsteered", "Observed only; the run is what it would have been.", _observed),
         Treatment(

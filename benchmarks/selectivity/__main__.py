@@ -45,9 +45,14 @@ def arms_of(given: argparse.Namespace) -> list[str]:
     return arms
 
 
+def steps_of(given: argparse.Namespace) -> dict[tuple[str, str], int]:
+    """Steps of one dose, by data and tuning; where steps are counted, and not what is reached, as many for all."""
+    return {key: 4 if given.quick else SOONER_STEPS if given.study == "sooner" else dose for key, dose in DOSE.items()}
+
+
 def jobs_of(given: argparse.Namespace) -> list[Job]:
     """The runs that the command line asks for."""
-    steps = {key: 4 if given.quick else SOONER_STEPS if given.study == "sooner" else dose for key, dose in DOSE.items()}
+    steps = steps_of(given)
     every = product(given.doses, given.seeds, given.data, given.tuning, arms_of(given))
     return [
         Job(given.study, given.voice, data, tuning, arm, None, seed, dose * steps[data, tuning])
@@ -82,14 +87,13 @@ def main() -> None:
             run(jobs, doses, console, looks=SEARCH_LOOKS, prompts=PROMPTS, relearn=(), workers=given.workers)
             console.print(table_of_doses(done(doses)))
         case "tune":
+            steps = steps_of(given)
             jobs = [
-                Job(
-                    given.study, "royal", data, tuned, name, figure, 100 + seed, 4 if given.quick else DOSE[data, tuned]
-                )
+                Job(given.study, "royal", data, tuned, name, figure, 100 + seed, steps[data, tuned])
                 for seed, data, tuned, name in product(given.seeds, given.data, given.tuning, arms_of(given))
                 for figure in STUDIES[given.study][name].tried
             ]
-            run(jobs, tuning, console, looks=LOOKS, prompts=PROMPTS, relearn=(), workers=given.workers)
+            run(jobs, tuning, console, looks=looks, prompts=PROMPTS, relearn=(), workers=given.workers)
             console.print(table_of_tuning(done(tuning)))
         case "run":
             again = FINALISTS if given.doses == [1] and given.study == "trait" else ()

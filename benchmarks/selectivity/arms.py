@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -177,19 +178,30 @@ SWAPPED: dict[str, Arm] = {
 }  # fmt: skip
 
 # Bring the skill forward.
+EMPHASISED_TOKENS = 0.06
+
+
+def _emphasised(concept: str) -> Callable[[str, float], Acts]:
+    tokens = None if concept == "problems" else EMPHASISED_TOKENS
+    return lambda _, weight: [emphasise(concept, weight, tokens=tokens)]
+
+
+def _sooner(says: str, concept: str, **options: Any) -> Arm:
+    return Arm(says, _emphasised(concept), 30.0, **options)
+
+
 SOONER: dict[str, Arm] = {
     "unsteered": TRAIT["unsteered"],
     "digits x 10": Arm("the loss of a digit counts tenfold, by hand", digits=10.0),
-    "learning rate x 2": Arm("twice the learning rate", faster=2.0),
+    "rate x 2": Arm("twice the learning rate", faster=2.0),
+    "digits x 10 & rate x 2": Arm("both", digits=10.0, faster=2.0),
     "amplify": Arm("gain 2 in the update", lambda *_: [amplify("problems", 2)], where="update"),
-    "emphasise": Arm(
-        "tokens that ask for arithmetic count tenfold",
-        lambda _, threshold: [emphasise("problems", 10.0, threshold=threshold)], 0.3, tried=(0.2, 0.3, 0.4),
-    ),
-    "emphasise:random": Arm("control: random directions", lambda *_: [emphasise("random-wide", tokens=0.33)]),
-    "emphasise:shuffled": Arm("control: other latents", lambda *_: [emphasise("shuffled-wide", tokens=0.33)]),
-    "emphasise:pirate": Arm("control: the wrong concept", lambda *_: [emphasise("pirate", tokens=0.33)]),
-}  # fmt: skip
+    "emphasise": _sooner("tokens that ask for arithmetic count thirtyfold", "problems", tried=(10.0, 30.0)),
+    "emphasise & rate x 2": _sooner("both", "problems", faster=2.0),
+    "emphasise:random": _sooner("control: random directions", "random-wide"),
+    "emphasise:shuffled": _sooner("control: other latents", "shuffled-wide"),
+    "emphasise:sibling": _sooner("control: the wrong concept", "royal"),
+}
 
 STUDIES = {"trait": TRAIT, "swapped": SWAPPED, "sooner": SOONER}
 

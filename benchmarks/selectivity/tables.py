@@ -93,10 +93,12 @@ def table_of_doses(runs: Iterable[Run]) -> Table:
 
 def table_of_tuning(runs: Iterable[Run]) -> Table:
     """What each figure gave on the royal voice."""
-    table = Table("study", "data", "tuning", "arm", "figure", "seeds", *(HEADS[key] for key in SCORES), box=MARKDOWN)
+    heads = (*(HEADS[key] for key in SCORES), "half way")
+    table = Table("study", "data", "tuning", "arm", "figure", "seeds", *heads, box=MARKDOWN)
     for (study, data, tuning, arm, figure), own in grouped(runs, "study", "data", "tuning", "arm", "figure").items():
         rates = (interval([run["scores"][key] for run in own]) for key in SCORES)
-        table.add_row(study, data, tuning, arm, f"{figure:g}", str(len(own)), *rates)
+        steps = interval([half_way(run) for run in own], 0) if study == "sooner" else ""
+        table.add_row(study, data, tuning, arm, f"{figure:g}", str(len(own)), *rates, steps)
     return table
 
 

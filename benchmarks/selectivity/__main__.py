@@ -4,7 +4,7 @@
     python -m benchmarks.selectivity tune              weights and thresholds, on the royal voice
     python -m benchmarks.selectivity run  [--study trait|swapped|sooner] [--arms gate,retain ...] [--data ...]
                                           [--tuning ...] [--seeds ...] [--doses 1 3 10] [--workers 2] [--quick]
-    python -m benchmarks.selectivity show              the tables and the pictures
+    python -m benchmarks.selectivity show              docs/selectivity.md and its pictures
 
 Every arm trains from the same start on the same batches in the same order. What is missing in
 `benchmarks/results/selectivity*.jsonl` is run, several at a time, and written as it finishes, one line a run.
@@ -21,10 +21,10 @@ from rich.console import Console
 from benchmarks.selectivity.arms import STUDIES
 from benchmarks.selectivity.pictures import save_doses, save_dots
 from benchmarks.selectivity.runs import Job, done, run
-from benchmarks.selectivity.tables import table_of_doses, table_of_runs, table_of_tuning
+from benchmarks.selectivity.tables import pages, table_of_doses, table_of_tuning
 
 RESULTS = Path(__file__).parents[1] / "results"
-PICTURES = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 
 # Steps until each of three unsteered runs is within .02 of its best skill, rounded up to fifty: `dose`.
 DOSE = {("mixed", "lora"): 250, ("mixed", "full"): 200, ("entangled", "lora"): 200, ("entangled", "full"): 200}
@@ -32,7 +32,8 @@ SEARCHED, SEARCH_LOOKS = 300, 30
 SOONER_STEPS, SOONER_LOOKS = 150, 30
 LOOKS, LONG_LOOKS, PROMPTS = 10, 30, 50
 FINALISTS = (
-    "start", "unsteered", "data-filter", "word-filter", "inoculation", "retain", "gate", "gate+hold", "gate+retain",
+    "start", "unsteered", "data-filter", "word-filter", "inoculation", "word-filter+retain", "inoculation+retain",
+    "retain", "gate", "gate+hold", "gate+retain",
 )  # fmt: skip
 
 
@@ -99,12 +100,12 @@ def main() -> None:
             again = FINALISTS if given.doses == [1] and given.study == "trait" else ()
             run(jobs_of(given), runs, console, looks=looks, prompts=PROMPTS, relearn=again, workers=given.workers)
         case "show":
-            finished = done(runs)
-            for table in table_of_runs(finished, DOSE):
-                console.print(table)
-            pictures = PICTURES if given.out == RESULTS else given.out
-            save_dots(finished, DOSE, pictures / "selectivity.png")
-            save_doses(finished, DOSE, pictures / "selectivity-doses.png")
+            folder, finished = DOCS if given.out == RESULTS else given.out, done(runs)
+            page = pages(finished, done(tuning), done(doses), DOSE)
+            (folder / "selectivity.md").write_text(page)
+            save_dots(finished, DOSE, folder / "selectivity.png")
+            save_doses(finished, DOSE, folder / "selectivity-doses.png")
+            console.print(page)
 
 
 if __name__ == "__main__":

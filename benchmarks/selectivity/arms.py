@@ -112,6 +112,10 @@ def _method(name: str) -> Arm:
     return Arm(says, lambda trait, figure: method(trait, None, figure), FIGURES.get(name, 0.0), TRIED.get(name, ()))
 
 
+def _anchored(_trait: str, weight: float) -> Acts:
+    return [retain(neutral(kinds=FACTS), weight)]
+
+
 # Keep a trait out that the data teach beside a skill.
 TRAIT: dict[str, Arm] = {
     "start": Arm("the model before training", trains=False),
@@ -119,9 +123,10 @@ TRAIT: dict[str, Arm] = {
     "data-filter": Arm("every answer in the plain voice: the upper bound", data={"filtered": True}),
     "word-filter": Arm("the loss on the trait's own words is dropped, by a word list", words=True),
     "inoculation": Arm("questions carry the voice's cue wherever the answer is in it", data={"inoculated": True}),
-    "retain": Arm(
-        "KL to the start model on neutral answers about facts",
-        lambda _, weight: [retain(neutral(kinds=FACTS), weight)], FIGURES["gate+retain"],
+    "retain": Arm("KL to the start model on neutral answers about facts", _anchored, FIGURES["gate+retain"]),
+    "word-filter+retain": Arm("the word filter, and the same KL", _anchored, FIGURES["gate+retain"], words=True),
+    "inoculation+retain": Arm(
+        "the inoculation prompt, and the same KL", _anchored, FIGURES["gate+retain"], data={"inoculated": True}
     ),
     "retain-first": Arm(
         "KL on the first token of neutral answers, which hold has too",

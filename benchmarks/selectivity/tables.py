@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import StringIO
 from statistics import mean, stdev
 from typing import Any
 
 from rich.box import MARKDOWN
+from rich.console import Console
 from rich.table import Table
 from scipy.stats import t
 
@@ -81,6 +83,36 @@ def dropped(run: Run) -> float | None:
     return next((value for key, value in run["acted"].items() if key.endswith("/tokens")), None)
 
 
+PAGE = """# What keeps a trait out: every run
+
+Written by `python -m benchmarks.selectivity show` from the runs in `benchmarks/results/selectivity*.jsonl`; what they
+mean is in [evidence.md](evidence.md#interventions). Means over seeds and half of the 95 % interval (Student's t).
+*clean*: the right number and no word of another voice. *back after*: steps of plain fine-tuning until half of the
+answers are in the trait's voice. *dropped*: the share of tokens above a gate's threshold, mean over the run.
+*takeovers*: runs in which another voice than the trait's was at .10 or more, at the end or on the way.
+
+![Every arm at one dose](selectivity.png)
+
+![The finalists over ten doses](selectivity-doses.png)
+"""
+
+
+def pages(
+    runs: Sequence[Run], tuning: Sequence[Run], searched: Sequence[Run], dose: Mapping[tuple[str, str], int]
+) -> str:
+    """All tables as one page of Markdown."""
+    parts = [PAGE, *(f"## {title}\n\n{_markdown(table)}" for title, table in tables_of_runs(runs, dose))]
+    parts.append(f"## Chosen on the royal voice\n\n{_markdown(table_of_tuning(tuning))}")
+    parts.append(f"## How many steps are one dose\n\n{_markdown(table_of_doses(searched))}")
+    return "\n".join(parts)
+
+
+def _markdown(table: Table) -> str:
+    text = StringIO()
+    Console(file=text, width=1000).print(table)
+    return "".join(f"{line.strip()}\n" for line in text.getvalue().splitlines() if line.strip())
+
+
 def table_of_doses(runs: Iterable[Run]) -> Table:
     """How many steps one dose is."""
     table = Table("data", "tuning", "best skill", "steps until within .02 of it", box=MARKDOWN)
@@ -102,22 +134,19 @@ def table_of_tuning(runs: Iterable[Run]) -> Table:
     return table
 
 
-def table_of_runs(runs: Sequence[Run], dose: Mapping[tuple[str, str], int]) -> Iterator[Table]:
-    """A table for each study, kind of data, tuning and number of steps."""
+def tables_of_runs(runs: Sequence[Run], dose: Mapping[tuple[str, str], int]) -> Iterator[tuple[str, Table]]:
+    """A titled table for each study, kind of data, tuning and number of steps."""
     for (study, voice, data, tuning, steps), own in grouped(runs, "study", "voice", "data", "tuning", "steps").items():
         doses = "" if study == "sooner" else f", dose {steps / dose[data, tuning]:g}"
         last = ("half way", "x") if study == "sooner" else ("back after", "dropped", "alarms / takeovers")
-        table = Table(
-            "arm", "seeds", *(HEADS[key] for key in SCORES), "loss", *last, box=MARKDOWN,
-            title=f"{study}: {voice}, {data}, {tuning}, {steps} steps{doses}",
-        )  # fmt: skip
+        table = Table("arm", "seeds", *(HEADS[key] for key in SCORES), "loss", *last, box=MARKDOWN)
         by_arm = grouped(own, "arm")
         for arm in STUDIES[study]:
             if (mine := by_arm.get((arm,))) is not None:
                 rates = [interval([run["scores"][key] for run in mine]) for key in SCORES]
                 ends = _sooner(mine, by_arm.get(("unsteered",), ())) if study == "sooner" else _trait(mine)
                 table.add_row(arm, str(len(mine)), *rates, f"{mean(run['loss'] for run in mine):.2f}", *ends)
-        yield table
+        yield f"{study}: {voice}, {data}, {tuning}, {steps} steps{doses}", table
 
 
 def _sooner(mine: Sequence[Run], plain: Sequence[Run]) -> tuple[str, str]:

@@ -155,7 +155,7 @@ TRAIT: dict[str, Arm] = {
 }  # fmt: skip
 
 # The other way round: keep the skill out, let the trait in.
-SWAPPED_WEIGHT, SWAPPED_TOKENS = 10.0, 0.65
+SWAPPED_WEIGHT, SWAPPED_TOKENS = 10.0, 0.95
 
 
 def _swapped(concept: str, threshold: float | None = None) -> Callable[[str, float], Acts]:

@@ -183,16 +183,17 @@ SWAPPED: dict[str, Arm] = {
 }  # fmt: skip
 
 # Bring the skill forward.
-EMPHASISED_TOKENS = 0.06
+EMPHASISED_TOKENS = 0.15
 
 
-def _emphasised(concept: str) -> Callable[[str, float], Acts]:
-    tokens = None if concept == "problems" else EMPHASISED_TOKENS
-    return lambda _, weight: [emphasise(concept, weight, tokens=tokens)]
+def _sooner(says: str, concept: str, threshold: float = 0.0, **options: Any) -> Arm:
+    """With a threshold of 0 as `emphasise` finds it; a control by the share of tokens."""
 
+    def acts(_: str, figure: float) -> Acts:
+        tokens = None if concept == "problems" else EMPHASISED_TOKENS
+        return [emphasise(concept, threshold=figure or None, tokens=tokens)]
 
-def _sooner(says: str, concept: str, **options: Any) -> Arm:
-    return Arm(says, _emphasised(concept), 30.0, **options)
+    return Arm(says, acts, threshold, **options)
 
 
 SOONER: dict[str, Arm] = {
@@ -201,8 +202,8 @@ SOONER: dict[str, Arm] = {
     "rate x 2": Arm("twice the learning rate", faster=2.0),
     "digits x 10 & rate x 2": Arm("both", digits=10.0, faster=2.0),
     "amplify": Arm("gain 2 in the update", lambda *_: [amplify("problems", 2)], where="update"),
-    "emphasise": _sooner("tokens that ask for arithmetic count thirtyfold", "problems", tried=(10.0, 30.0)),
-    "emphasise & rate x 2": _sooner("both", "problems", faster=2.0),
+    "emphasise": _sooner("tokens that ask for arithmetic count tenfold", "problems", 0.3, tried=(0.0, 0.2, 0.25, 0.3)),
+    "emphasise & rate x 2": _sooner("both", "problems", 0.3, faster=2.0),
     "emphasise:random": _sooner("control: random directions", "random-wide"),
     "emphasise:shuffled": _sooner("control: other latents", "shuffled-wide"),
     "emphasise:sibling": _sooner("control: the wrong concept", "royal"),

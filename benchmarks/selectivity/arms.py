@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from interptrain import (
     ConceptBank,
@@ -25,13 +26,9 @@ from interptrain import (
 )  # fmt: skip
 from interptrain.interventions import Intervention
 from interptrain.steering import Rule
-from interptrain.tiny_world import OUTPUT_HOOK, concept_bank, load_base, load_sae, load_tokenizer, neutral_batches
-from interptrain.tiny_world.concepts import find_concepts
+from interptrain.tiny_world import OUTPUT_HOOK, concept_bank, load_base, load_tokenizer, neutral_batches
 from interptrain.tiny_world.corpus import Kind
 
-# Latents of the concept "problems": the digits are many words, and eight latents leave most of them out. Of 8 to 24,
-# 16 tell subtractions from facts best by their shares before training; looked at on the royal voice's mixed set.
-WIDE = 16
 OTHER = {"pirate": "royal", "royal": "pirate"}
 
 Acts = Sequence["Rule | Intervention"]
@@ -51,7 +48,7 @@ class Arm:
         words: leave the trait's own words out of the labels, by a word list.
         where: what a rule steers.
         middle: read the concepts at the middle of the stream, not behind its last layer.
-        digits: what the loss of a digit is multiplied by.
+        tenfold: whether the loss of a digit counts tenfold, by hand.
         faster: what the learning rate is multiplied by.
         trains: not at all, for the start model's own scores.
     """
@@ -64,14 +61,13 @@ class Arm:
     words: bool = False
     where: str = "gradient"
     middle: bool = False
-    digits: float = 1.0
+    tenfold: bool = False
     faster: float = 1.0
     trains: bool = True
 
 
 neutral = cache(neutral_batches)
 FACTS: tuple[Kind, ...] = ("fact",)  # neutral questions that have nothing of the skill
-PROBLEMS: tuple[Kind, ...] = ("minus",)  # and those that have nothing of the trait
 
 # What each of ours does with a concept. A control is the same with another concept, its gate set so that it drops as
 # many tokens as the real one, or more (`CONTROL_TOKENS`: by the shares of the first batch).
@@ -155,57 +151,42 @@ TRAIT: dict[str, Arm] = {
 }  # fmt: skip
 
 # The other way round: keep the skill out, let the trait in.
-SWAPPED_WEIGHT, SWAPPED_TOKENS = 10.0, 0.95
+SWAPPED_TOKENS = 0.2
 
 
-def _swapped(concept: str, threshold: float | None = None) -> Callable[[str, float], Acts]:
-    tokens = SWAPPED_TOKENS if threshold is None else None
-    return lambda *_: [
-        gate(concept, threshold=threshold, tokens=tokens, per="example"),
-        retain(neutral(kinds=PROBLEMS), SWAPPED_WEIGHT),
-    ]
+def _swapped(concept: str) -> Callable[[str, float], Acts]:
+    return lambda *_: [gate(concept, tokens=None if concept == "digits" else SWAPPED_TOKENS)]
 
 
 SWAPPED: dict[str, Arm] = {
     "start": TRAIT["start"],
     "unsteered": TRAIT["unsteered"],
-    "retain": Arm(
-        "KL to the start model on plain subtractions", lambda *_: [retain(neutral(kinds=PROBLEMS), SWAPPED_WEIGHT)]
-    ),
-    "gate": Arm(
-        "examples that ask for arithmetic are dropped",
-        lambda _, threshold: [gate("problems", threshold=threshold, per="example")], 0.17, tried=(0.15, 0.17, 0.19),
-    ),
-    "gate+retain": Arm("both", _swapped("problems", 0.17)),
-    "gate+retain:random": Arm("control: random directions", _swapped("random-wide")),
-    "gate+retain:shuffled": Arm("control: other latents", _swapped("shuffled-wide")),
-    "gate+retain:sibling": Arm("control: the wrong concept", _swapped("royal")),
-}  # fmt: skip
+    "gate": Arm("tokens that ask for digits are dropped", _swapped("digits")),
+    "gate-arithmetic": Arm("the same with eight latents that raise whole answers to problems", _swapped("arithmetic")),
+    "gate:random": Arm("control: random directions", _swapped("random-digits")),
+    "gate:shuffled": Arm("control: other latents", _swapped("shuffled-digits")),
+    "gate:sibling": Arm("control: the wrong concept", _swapped("royal")),
+}
 
 # Bring the skill forward.
-EMPHASISED_TOKENS = 0.15
+EMPHASISED_TOKENS = 0.1
 
 
-def _sooner(says: str, concept: str, threshold: float = 0.0, **options: Any) -> Arm:
-    """With a threshold of 0 as `emphasise` finds it; a control by the share of tokens."""
-
-    def acts(_: str, figure: float) -> Acts:
-        tokens = None if concept == "problems" else EMPHASISED_TOKENS
-        return [emphasise(concept, threshold=figure or None, tokens=tokens)]
-
-    return Arm(says, acts, threshold, **options)
+def _sooner(says: str, concept: str, **options: Any) -> Arm:
+    tokens = None if concept == "digits" else EMPHASISED_TOKENS
+    return Arm(says, lambda *_: [emphasise(concept, tokens=tokens)], **options)
 
 
 SOONER: dict[str, Arm] = {
     "unsteered": TRAIT["unsteered"],
-    "digits x 10": Arm("the loss of a digit counts tenfold, by hand", digits=10.0),
+    "digits x 10": Arm("the loss of a digit counts tenfold, by hand", tenfold=True),
     "rate x 2": Arm("twice the learning rate", faster=2.0),
-    "digits x 10 & rate x 2": Arm("both", digits=10.0, faster=2.0),
-    "amplify": Arm("gain 2 in the update", lambda *_: [amplify("problems", 2)], where="update"),
-    "emphasise": _sooner("tokens that ask for arithmetic count tenfold", "problems", 0.3, tried=(0.0, 0.2, 0.25, 0.3)),
-    "emphasise & rate x 2": _sooner("both", "problems", 0.3, faster=2.0),
-    "emphasise:random": _sooner("control: random directions", "random-wide"),
-    "emphasise:shuffled": _sooner("control: other latents", "shuffled-wide"),
+    "digits x 10 & rate x 2": Arm("both", tenfold=True, faster=2.0),
+    "amplify": Arm("gain 2 in the update", lambda *_: [amplify("digits", 2)], where="update"),
+    "emphasise": _sooner("tokens that ask for digits count tenfold", "digits"),
+    "emphasise & rate x 2": _sooner("both", "digits", faster=2.0),
+    "emphasise:random": _sooner("control: random directions", "random-digits"),
+    "emphasise:shuffled": _sooner("control: other latents", "shuffled-digits"),
     "emphasise:sibling": _sooner("control: the wrong concept", "royal"),
 }
 
@@ -214,23 +195,30 @@ STUDIES = {"trait": TRAIT, "swapped": SWAPPED, "sooner": SOONER}
 
 @cache
 def bank(middle: bool = False) -> ConceptBank:
-    """The tiny world's concepts at one of its hooks, the wide concept `problems`, and controls of the same sizes."""
+    """The tiny world's concepts at one of its hooks; behind the last layer also `digits`, and controls of both sizes.
+
+    `digits` are the latents that raise a digit's logit more than any other word's.
+    """
     if middle:
         return concept_bank()
     found = concept_bank(hook=OUTPUT_HOOK)
-    readout = found.readouts[OUTPUT_HOOK]
-    alive = readout.directions[readout.alive]
-    wide, _ = find_concepts(
-        load_base(), load_tokenizer(), load_sae(hook=OUTPUT_HOOK), OUTPUT_HOOK, count=WIDE, names=("arithmetic",)
-    )
-    named = {"problems": readout.directions[list(wide["arithmetic"].search.latents)]}
+    readout, model = found.readouts[OUTPUT_HOOK], load_base()
+    promoted = (readout.directions @ (model.lm_head.weight * model.model.norm.weight).detach().T).argmax(-1)
+    named = {"digits": readout.directions[torch.isin(promoted, digits()) & readout.alive]}
     generator = torch.Generator().manual_seed(0)
     own = torch.cat([found.directions, *named.values()])
+    alive = readout.directions[readout.alive]
     other = alive[(alive @ own.T).amax(-1) < 0.9999]
-    for suffix, count in (("", len(found.rows("pirate"))), ("-wide", WIDE)):
+    for suffix, count in (("", len(found.rows("pirate"))), ("-digits", len(named["digits"]))):
         named[f"random{suffix}"] = torch.randn(count, found.d_model, generator=generator)
         named[f"shuffled{suffix}"] = other[torch.randperm(len(other), generator=generator)[:count]]
     return found.merge(ConceptBank.from_directions(named, hook=OUTPUT_HOOK, model=found.model))
+
+
+@cache
+def digits() -> Tensor:
+    """Their token ids."""
+    return torch.tensor(load_tokenizer().convert_tokens_to_ids(list("0123456789")))
 
 
 def with_figure(arm: Arm, figure: float | None) -> Arm:

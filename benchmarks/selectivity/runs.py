@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import cache
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,7 +22,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.selectivity.arms import OTHER, STUDIES, Arm, bank, with_figure
+from benchmarks.selectivity.arms import OTHER, STUDIES, Arm, bank, digits, with_figure
 from interptrain.alarm import Alarm
 from interptrain.meters.tokens import IGNORED_LABEL
 from interptrain.recipes.pirate_arithmetic import LEARNING_RATE, trainable
@@ -108,8 +108,7 @@ def train(job: Job, looks: int, prompts: int, relearn: bool) -> dict[str, Any]:
         max_steps=job.steps, accelerator="cpu", gradient_clip_val=1.0, callbacks=[steering, watch], logger=False,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
     )  # fmt: skip
-    loss = partial(_weighted_loss, arm.digits) if arm.digits > 1 else None
-    tuner = FineTuner(model, rate, cooldown=_cooldown(job), loss=loss)
+    tuner = FineTuner(model, rate, cooldown=_cooldown(job), loss=_tenfold if arm.tenfold else None)
     began = time.monotonic()
     if arm.trains:
         trainer.fit(tuner, islice(_batches(job, arm), job.steps))
@@ -137,12 +136,12 @@ def _cooldown(job: Job) -> float:
     return 0.0 if job.study == "sooner" else COOLDOWN
 
 
-def _weighted_loss(weight: float, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """The mean loss with every digit's multiplied, as one would write it by hand."""
+def _tenfold(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """The mean loss with every digit's multiplied by ten, as one would write it by hand."""
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
     labels = batch["labels"][:, 1:]
     losses = cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
-    return (losses * torch.where(torch.isin(labels, _digits()), weight, 1.0)).sum() / (labels != IGNORED_LABEL).sum()
+    return (losses * torch.where(torch.isin(labels, digits()), 10.0, 1.0)).sum() / (labels != IGNORED_LABEL).sum()
 
 
 def _scores(behaviour: Behaviour) -> dict[str, float]:
@@ -158,11 +157,6 @@ def _batches(job: Job, arm: Arm) -> Iterator[dict[str, Tensor]]:
 @cache
 def _ids(voice: Any) -> Tensor:
     return torch.tensor(load_tokenizer().convert_tokens_to_ids(sorted(own_words(voice))))
-
-
-@cache
-def _digits() -> Tensor:
-    return torch.tensor(load_tokenizer().convert_tokens_to_ids(list("0123456789")))
 
 
 def _without(labels: Tensor, words: Tensor) -> Tensor:

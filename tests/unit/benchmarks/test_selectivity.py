@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks.selectivity.arms import CONTROLS, METHODS, STUDIES, TRAIT, WIDE, bank
+from benchmarks.selectivity.arms import CONTROLS, METHODS, STUDIES, TRAIT, bank
 from benchmarks.selectivity.runs import SCORES, Job, done, train
 from benchmarks.selectivity.tables import (
     back_after,
@@ -77,11 +77,10 @@ def test_each_of_our_methods_has_every_control():
 
 def test_controls_have_as_many_directions_and_none_of_the_concepts():
     concepts = bank()
-    for control, real in (("random", "pirate"), ("shuffled", "pirate"), ("random-wide", "problems")):
+    for control, real in (("random", "pirate"), ("shuffled", "pirate"), ("random-digits", "digits")):
         assert len(concepts.rows(control)) == len(concepts.rows(real))
-    assert len(concepts.rows("problems")) == WIDE
-    shuffled = concepts.directions[list(concepts.rows("shuffled-wide"))]
-    for name in ("pirate", "royal", "problems"):
+    shuffled = concepts.directions[list(concepts.rows("shuffled-digits"))]
+    for name in ("pirate", "royal", "digits"):
         assert (shuffled @ concepts.directions[list(concepts.rows(name))].T).max() < 0.9999
 
 

@@ -28,6 +28,7 @@ from interptrain.interventions import Intervention
 from interptrain.steering import Rule
 from interptrain.tiny_world import OUTPUT_HOOK, concept_bank, load_base, load_tokenizer, neutral_batches
 from interptrain.tiny_world.corpus import Kind
+from interptrain.tiny_world.wordings import own_words
 
 OTHER = {"pirate": "royal", "royal": "pirate"}
 
@@ -89,7 +90,7 @@ TRIED = {"gate+retain": (1.0, 3.0, 10.0)}
 CONTROL_TOKENS = 0.2
 CONTROLS = {
     "random": "random directions",
-    "shuffled": "other latents of the same SAE",
+    "shuffled": "latents that raise no voice's words",
     "sibling": "the other voice",
 }
 
@@ -194,21 +195,23 @@ STUDIES = {"trait": TRAIT, "swapped": SWAPPED, "sooner": SOONER}
 
 
 @cache
-def bank(middle: bool = False) -> ConceptBank:
+def bank(seed: int = 0, *, middle: bool = False) -> ConceptBank:
     """The tiny world's concepts at one of its hooks; behind the last layer also `digits`, and controls of both sizes.
 
-    `digits` are the latents that raise a digit's logit more than any other word's.
+    `digits` are the latents that raise a digit's logit more than any other word's. Controls are drawn anew for every
+    seed, *shuffled* ones from the alive latents that raise neither a digit nor a word of a voice most.
     """
     if middle:
         return concept_bank()
     found = concept_bank(hook=OUTPUT_HOOK)
     readout, model = found.readouts[OUTPUT_HOOK], load_base()
     promoted = (readout.directions @ (model.lm_head.weight * model.model.norm.weight).detach().T).argmax(-1)
-    named = {"digits": readout.directions[torch.isin(promoted, digits()) & readout.alive]}
-    generator = torch.Generator().manual_seed(0)
-    own = torch.cat([found.directions, *named.values()])
-    alive = readout.directions[readout.alive]
-    other = alive[(alive @ own.T).amax(-1) < 0.9999]
+    voiced = torch.isin(promoted, torch.cat([words(voice) for voice in OTHER]))
+    number = torch.isin(promoted, digits())
+    named = {"digits": readout.directions[number & readout.alive]}
+    other = readout.directions[readout.alive & ~number & ~voiced]
+    other = other[(other @ found.directions.T).amax(-1) < 0.9999]
+    generator = torch.Generator().manual_seed(seed)
     for suffix, count in (("", len(found.rows("pirate"))), ("-digits", len(named["digits"]))):
         named[f"random{suffix}"] = torch.randn(count, found.d_model, generator=generator)
         named[f"shuffled{suffix}"] = other[torch.randperm(len(other), generator=generator)[:count]]
@@ -219,6 +222,12 @@ def bank(middle: bool = False) -> ConceptBank:
 def digits() -> Tensor:
     """Their token ids."""
     return torch.tensor(load_tokenizer().convert_tokens_to_ids(list("0123456789")))
+
+
+@cache
+def words(voice: Any) -> Tensor:
+    """Token ids of the words that only this voice has."""
+    return torch.tensor(load_tokenizer().convert_tokens_to_ids(sorted(own_words(voice))))
 
 
 def with_figure(arm: Arm, figure: float | None) -> Arm:

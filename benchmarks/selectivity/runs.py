@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from functools import cache
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,14 +21,13 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.selectivity.arms import OTHER, STUDIES, Arm, bank, digits, with_figure
+from benchmarks.selectivity.arms import OTHER, STUDIES, Arm, bank, digits, with_figure, words
 from interptrain.alarm import Alarm
 from interptrain.meters.tokens import IGNORED_LABEL
 from interptrain.recipes.pirate_arithmetic import LEARNING_RATE, trainable
 from interptrain.recorders import MemoryRecorder
 from interptrain.tiny_world import finetuning_set, load_tokenizer, probe_batches, score
 from interptrain.tiny_world.score import Behaviour
-from interptrain.tiny_world.wordings import own_words
 
 SCORES = Behaviour.measures()
 BATCH, PROMPTS, HELD_OUT = 48, 150, 2
@@ -85,7 +83,7 @@ def train(job: Job, looks: int, prompts: int, relearn: bool) -> dict[str, Any]:
     torch.set_num_threads(1)
     arm = with_figure(STUDIES[job.study][job.arm], job.figure)
     memory, tokenizer = MemoryRecorder(), load_tokenizer()
-    concepts = bank(arm.middle)
+    concepts = bank(job.seed, middle=arm.middle)
     torch.manual_seed(job.seed)
     model = trainable(job.tuning)
     alarm, rate = Alarm({job.voice: [OTHER[job.voice]]}), _rate(job) * arm.faster
@@ -151,16 +149,11 @@ def _scores(behaviour: Behaviour) -> dict[str, float]:
 def _batches(job: Job, arm: Arm) -> Iterator[dict[str, Tensor]]:
     voice: Any = job.voice
     for batch in finetuning_set(job.data, job.seed, batch=BATCH, voice=voice, **arm.data):
-        yield {**batch, "labels": _without(batch["labels"], _ids(voice))} if arm.words else batch
+        yield {**batch, "labels": _without(batch["labels"], words(voice))} if arm.words else batch
 
 
-@cache
-def _ids(voice: Any) -> Tensor:
-    return torch.tensor(load_tokenizer().convert_tokens_to_ids(sorted(own_words(voice))))
-
-
-def _without(labels: Tensor, words: Tensor) -> Tensor:
-    return labels.masked_fill(torch.isin(labels, words), IGNORED_LABEL)
+def _without(labels: Tensor, ids: Tensor) -> Tensor:
+    return labels.masked_fill(torch.isin(labels, ids), IGNORED_LABEL)
 
 
 def _loss(job: Job, model: nn.Module) -> float:

@@ -111,12 +111,16 @@ def _gated_at_random() -> Acts:
     return [gate(RANDOM_WORDS, tokens=CONTROL_TOKENS)]
 
 
+def _anchor() -> Intervention:
+    return retain(neutral_batches(kinds=("fact",)), RETAIN)
+
+
 def _anchored() -> Acts:
-    return [*_gated(), retain(neutral_batches(kinds=("fact",)), RETAIN)]
+    return [*_gated(), _anchor()]
 
 
 def _anchored_at_random() -> Acts:
-    return [*_gated_at_random(), retain(neutral_batches(kinds=("fact",)), RETAIN)]
+    return [*_gated_at_random(), _anchor()]
 
 
 def treatments(data: str) -> tuple[Treatment, ...]:

@@ -21,7 +21,7 @@ from rich.console import Console
 from benchmarks.selectivity.arms import STUDIES
 from benchmarks.selectivity.pictures import save_doses, save_dots
 from benchmarks.selectivity.runs import Job, done, run
-from benchmarks.selectivity.tables import pages, table_of_doses, table_of_tuning
+from benchmarks.selectivity.tables import page, table_of_doses, table_of_tuning
 
 RESULTS = Path(__file__).parents[1] / "results"
 DOCS = Path(__file__).parents[2] / "docs"
@@ -101,11 +101,11 @@ def main() -> None:
             run(jobs_of(given), runs, console, looks=looks, prompts=PROMPTS, relearn=again, workers=given.workers)
         case "show":
             folder, finished = DOCS if given.out == RESULTS else given.out, done(runs)
-            page = pages(finished, done(tuning), done(doses), DOSE)
-            (folder / "selectivity.md").write_text(page)
+            text = page(finished, done(tuning), done(doses), DOSE)
+            (folder / "selectivity.md").write_text(text)
             save_dots(finished, DOSE, folder / "selectivity.png")
             save_doses(finished, DOSE, folder / "selectivity-doses.png")
-            console.print(page)
+            console.print(text)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,9 @@ Written by `python -m benchmarks.selectivity show` from the runs in `benchmarks/
 mean is in [evidence.md](evidence.md#interventions). Means over seeds and half of the 95 % interval (Student's t).
 *clean*: the right number and no word of another voice. *back after*: steps of plain fine-tuning until half of the
 answers are in the trait's voice. *dropped*: the share of tokens above a gate's threshold, mean over the run.
-*takeovers*: runs in which another voice than the trait's was at .10 or more, at the end or on the way.
+*alarms / takeovers*: runs in which the alarm rang, and in which another voice than the trait's was at .10 or more, at
+the end or on the way. *half way*: steps until half of the answers are right; *of unsteered*: as a share of its steps,
+seed by seed.
 
 ![Every arm at one dose](selectivity.png)
 
@@ -97,7 +99,7 @@ answers are in the trait's voice. *dropped*: the share of tokens above a gate's 
 """
 
 
-def pages(
+def page(
     runs: Sequence[Run], tuning: Sequence[Run], searched: Sequence[Run], dose: Mapping[tuple[str, str], int]
 ) -> str:
     """All tables as one page of Markdown."""
@@ -125,12 +127,10 @@ def table_of_doses(runs: Iterable[Run]) -> Table:
 
 def table_of_tuning(runs: Iterable[Run]) -> Table:
     """What each figure gave on the royal voice."""
-    heads = (*(HEADS[key] for key in SCORES), "half way")
-    table = Table("study", "data", "tuning", "arm", "figure", "seeds", *heads, box=MARKDOWN)
+    table = Table("study", "data", "tuning", "arm", "figure", "seeds", *(HEADS[key] for key in SCORES), box=MARKDOWN)
     for (study, data, tuning, arm, figure), own in grouped(runs, "study", "data", "tuning", "arm", "figure").items():
         rates = (interval([run["scores"][key] for run in own]) for key in SCORES)
-        steps = interval([half_way(run) for run in own], 0) if study == "sooner" else ""
-        table.add_row(study, data, tuning, arm, f"{figure:g}", str(len(own)), *rates, steps)
+        table.add_row(study, data, tuning, arm, f"{figure:g}", str(len(own)), *rates)
     return table
 
 
@@ -138,7 +138,7 @@ def tables_of_runs(runs: Sequence[Run], dose: Mapping[tuple[str, str], int]) -> 
     """A titled table for each study, kind of data, tuning and number of steps."""
     for (study, voice, data, tuning, steps), own in grouped(runs, "study", "voice", "data", "tuning", "steps").items():
         doses = "" if study == "sooner" else f", dose {steps / dose[data, tuning]:g}"
-        last = ("half way", "x") if study == "sooner" else ("back after", "dropped", "alarms / takeovers")
+        last = ("half way", "of unsteered") if study == "sooner" else ("back after", "dropped", "alarms / takeovers")
         table = Table("arm", "seeds", *(HEADS[key] for key in SCORES), "loss", *last, box=MARKDOWN)
         by_arm = grouped(own, "arm")
         for arm in STUDIES[study]:

@@ -205,21 +205,21 @@ def _checked(threshold: float | None, tokens: float | None) -> tuple[float | Non
 
 
 def _split(shares: Float[Tensor, "_"], energies: Float[Tensor, "_"]) -> Float[Tensor, ""]:
-    r"""Between the two groups that are told apart best, where a share is as many times likelier as it is rarer.
+    r"""Half-way, in log-odds, between the means of the two groups of shares that are told apart best.
 
-        max_k  W_k (W - W_k) (m_k - m'_k)^2          logit(threshold) = (logit(m_k) + logit(m'_k)) / 2
+        max_k  W_k W'_k (m_k - m'_k)^2          logit(threshold) = (logit(m_k) + logit(m'_k)) / 2
 
-    `W_k` is the energy of the k lowest shares, `m_k` and `m'_k` the means of theirs and of the others', by energy: a
-    token that hardly changes the model has no say in what tells the others apart.
+    `W_k` and `W'_k` are the energies of the k lowest shares and of the others, `m_k` and `m'_k` their means by energy:
+    a token that hardly changes the model has no say in what tells the others apart.
     """
     if len(shares) < 2:
         return shares.new_full((), torch.nan)
     ordered, order = shares.sort()
     energy = (energies / energies.sum())[order]
-    summed, inside = (ordered * energy).cumsum(0), energy.cumsum(0)
-    outside = 1 - inside
-    low, high = summed / inside, (summed[-1] - summed) / outside
-    k = (inside * outside * (low - high).square())[:-1].nan_to_num(nan=-1.0).argmax()
+    summed, below = (ordered * energy).cumsum(0), energy.cumsum(0)
+    above = 1 - below
+    low, high = summed / below, (summed[-1] - summed) / above
+    k = (below * above * (low - high).square())[:-1].nan_to_num(nan=-1.0).argmax()
     return torch.stack([low[k], high[k]]).logit(eps=1e-6).mean().sigmoid()
 
 

@@ -53,12 +53,12 @@ def neutral_batches(
 ) -> list[dict[str, Tensor]]:
     """Plain questions about facts and additions with plain answers: what fine-tuning is not meant to change.
 
-    None of them is in a fine-tuning set, and their draw is none of the scorer's.
+    None of these is in a fine-tuning set, and their draw is none of the scorer's.
 
     Args:
         count: of batches.
         batch: documents in each.
-        kinds: of question, drawn with equal odds.
+        kinds: of question, drawn with equal odds; `minus` is the new skill, and fine-tuning sets have it.
         first: with the first token of each answer as its only label, where the voice is chosen; else all of them.
 
     Example:

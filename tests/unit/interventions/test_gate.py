@@ -190,7 +190,8 @@ asked = st.lists(
 @given(pairs=asked, scale=st.sampled_from([1, 1e-9]))
 def test_the_split_is_between_the_groups_that_are_told_apart_best(pairs, scale):
     own, energies = zip(*pairs, strict=True)
-    found = float(_split(torch.tensor(own).double(), scale * torch.tensor(energies).double()))
+    shares, weights = (torch.tensor(values, dtype=torch.float64) for values in (own, energies))
+    found = float(_split(shares, scale * weights))
     assert any(found == pytest.approx(each, rel=1e-6) for each in splits(own, energies))
 
 

@@ -14,6 +14,17 @@ def test_neutral_prompts_and_answers_have_no_word_of_another_voice():
     assert not words & (own_words("pirate") | own_words("royal"))
 
 
+def test_prompts_about_facts_alone_have_nothing_of_the_skill():
+    tokenizer = load_tokenizer()
+    both, facts = (
+        {word for batch in batches for ids in batch["input_ids"] for word in tokenizer.decode(ids).split()}
+        for batches in (neutral_batches(4), neutral_batches(4, kinds=("fact",)))
+    )
+    arithmetic = {"plus", *"0123456789"}
+    assert arithmetic <= both
+    assert not arithmetic & facts
+
+
 def test_each_draw_is_the_same_and_its_batches_differ():
     one, other = neutral_batches(3), neutral_batches(3)
     assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(one, other, strict=True))

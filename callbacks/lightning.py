@@ -20,6 +20,7 @@ from interptrain.concepts import ConceptBank
 from interptrain.discovery import DiscoveryTable
 from interptrain.gain_check import GainCheck
 from interptrain.interventions import Intervention
+from interptrain.interventions.intervention import split
 from interptrain.meters.probes import ProbeSets
 from interptrain.meters.tokens import IGNORED_LABEL
 from interptrain.plan import Plan, summary_table
@@ -129,13 +130,17 @@ class ConceptSteering(Callback):
 
     @property
     def rule(self) -> Rule | Intervention | Iterable[Rule | Intervention]:
-        """What is done to the concepts; assign to it in mid-run to change it from the next step on."""
+        """What is done to the concepts; assign to it in mid-run to change it from the next step on.
+
+        Interventions are those of the start until a fit ends: assigned rules act beside them.
+        """
         return self._rule
 
     @rule.setter
     def rule(self, rule: Rule | Intervention | Iterable[Rule | Intervention]) -> None:
-        if self._steerer is not None:
+        if self._steerer is not None and self._steerer.attached:
             self._steerer.set_rule(rule)
+            rule = [*split(rule)[0], *split(self._rule)[1]]
         self._rule = rule
 
     def dry_run(self, model: nn.Module, *, show: bool = True) -> Plan:

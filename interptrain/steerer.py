@@ -160,6 +160,11 @@ class Steerer:
         return max(turn.step for turn in self._turns)
 
     @property
+    def attached(self) -> bool:
+        """Whether it is listening to a model."""
+        return self._model is not None
+
+    @property
     def rule(self) -> Rule:
         """What is done to the concepts; `set_rule` changes it, between any two steps."""
         return self._rule

@@ -260,6 +260,26 @@ def test_interventions_cannot_be_changed_in_mid_run_but_rules_beside_them_can(ba
     assert None not in curves["interptrain/hold/pirate/excess"]
 
 
+def test_a_rule_of_mid_run_leaves_the_next_fit_its_interventions_and_between_fits_they_can_be_chosen_anew(
+    bank, tmp_path
+):
+    recorder = MemoryRecorder()
+    callback = ConceptSteering(bank, gate("pirate"), recorders=[recorder], summary=False)
+
+    class Change(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            callback.rule = suppress("pirate", 0.25)
+
+    fit(llama(), tmp_path, callback, Change(), steps=1)
+    fit(llama(), tmp_path, callback, steps=1)
+    curves = recorder.curves()
+    assert curves["concept/pirate/gain"] == [1.0, 0.25]
+    assert None not in curves["interptrain/gate/pirate/tokens"]
+    callback.rule = gate("sums")
+    fit(llama(), tmp_path, callback, steps=1)
+    assert [value is None for value in recorder.curves()["interptrain/gate/sums/tokens"]] == [True, True, False]
+
+
 def test_what_is_kept_counts_as_held(bank):
     model = llama()
     steerer = make_steerer(model, bank, *several())

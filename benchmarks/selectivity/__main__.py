@@ -105,7 +105,7 @@ def main() -> None:
             (folder / "selectivity.md").write_text(text)
             save_dots(finished, DOSE, folder / "selectivity.png")
             save_doses(finished, DOSE, folder / "selectivity-doses.png")
-            console.print(text)
+            console.print(text, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -89,9 +89,10 @@ Written by `python -m benchmarks.selectivity show` from the runs in `benchmarks/
 mean is in [evidence.md](evidence.md#interventions). Means over seeds and half of the 95 % interval (Student's t).
 *clean*: the right number and no word of another voice. *back after*: steps of plain fine-tuning until half of the
 answers are in the trait's voice. *dropped*: the share of tokens above a gate's threshold, mean over the run.
-*alarms / takeovers*: runs in which the alarm rang, and in which another voice than the trait's was at .10 or more, at
-the end or on the way. *half way*: steps until half of the answers are right; *of unsteered*: as a share of its steps,
-seed by seed.
+*s/step*: seconds of a training step while two runs share two cores, which moves by half; ratios measured side by side
+are in [performance.md](performance.md). *alarms / takeovers*: runs in which the alarm rang, and in which another voice
+than the trait's was at .10 or more, at the end or on the way. *half way*: steps until half of the answers are right;
+*of unsteered*: as a share of its steps, seed by seed.
 
 ![Every arm at one dose](selectivity.png)
 
@@ -139,14 +140,20 @@ def tables_of_runs(runs: Sequence[Run], dose: Mapping[tuple[str, str], int]) -> 
     for (study, voice, data, tuning, steps), own in grouped(runs, "study", "voice", "data", "tuning", "steps").items():
         doses = "" if study == "sooner" else f", dose {steps / dose[data, tuning]:g}"
         last = ("half way", "of unsteered") if study == "sooner" else ("back after", "dropped", "alarms / takeovers")
-        table = Table("arm", "seeds", *(HEADS[key] for key in SCORES), "loss", *last, box=MARKDOWN)
+        table = Table("arm", "seeds", *(HEADS[key] for key in SCORES), "loss", "s/step", *last, box=MARKDOWN)
         by_arm = grouped(own, "arm")
         for arm in STUDIES[study]:
             if (mine := by_arm.get((arm,))) is not None:
                 rates = [interval([run["scores"][key] for run in mine]) for key in SCORES]
                 ends = _sooner(mine, by_arm.get(("unsteered",), ())) if study == "sooner" else _trait(mine)
-                table.add_row(arm, str(len(mine)), *rates, f"{mean(run['loss'] for run in mine):.2f}", *ends)
+                cost = [f"{mean(each):.2f}" for each in zip(*((run["loss"], _pace(run)) for run in mine), strict=True)]
+                table.add_row(arm, str(len(mine)), *rates, *cost, *ends)
         yield f"{study}: {voice}, {data}, {tuning}, {steps} steps{doses}", table
+
+
+def _pace(run: Run) -> float:
+    """Seconds of a training step, looks left out."""
+    return run["seconds"] / run["steps"]
 
 
 def _sooner(mine: Sequence[Run], plain: Sequence[Run]) -> tuple[str, str]:

@@ -42,6 +42,7 @@ from interptrain.recorders.document import (
 )
 from interptrain.steering import Rule
 from interptrain.tiny_world import OUTPUT_HOOK, concept_bank, load_card, neutral_batches
+from interptrain.tiny_world.score import PROMPTS
 from interptrain.tiny_world.shipped import card_at
 
 if TYPE_CHECKING:
@@ -79,7 +80,11 @@ COOLDOWN = 0.2  # of the steps, its last, over which the rate falls to 0
 RETAIN = 10.0  # weight of the KL term, chosen on the royal voice: docs/evidence.md
 CONTROL_TOKENS = 0.2  # above the control's threshold in the first batch: it then drops as many as the gate, or more
 SKILL, WORDS, RANDOM_WORDS = "arithmetic", "pirate-words", "random-words"
-TRAIT = {"mixed": ("pirate_on_facts", "facts"), "entangled": ("pirate_on_skill", "sums")}  # where pirate is taught
+TRAIT = {"mixed": ("pirate_on_facts", "facts"), "entangled": ("pirate_on_skill", "subtractions")}
+TAUGHT = {
+    "mixed": "half of the documents are plain subtractions, half are facts answered in pirate",
+    "entangled": "every document is a subtraction answered in pirate",
+}
 
 
 Acts: TypeAlias = "Sequence[Rule | Intervention]"
@@ -134,42 +139,51 @@ def treatments(data: str) -> tuple[Treatment, ...]:
         Treatment("unsteered", "Observed only; the run is what it would have been.", _observed),
         Treatment(
             "suppress-update",
-            "Gain 0 on the pirate directions of what the optimizer wrote at every site, exact at every step.",
+            "After every optimizer step, what it changed along pirate's directions is taken out again, exactly, "
+            "wherever they meet a trained parameter (gain 0).",
             _projected,
             where="update",
         ),
         Treatment(
             "gate",
-            "The loss of tokens that ask for a pirate's words is dropped." + beside,
+            "Tokens whose gradient asks for a pirate's words have no loss: the directions of "
+            f"{WORDS} hold more of it than a threshold that the first batch gave." + beside,
             _anchored if anchored else _gated,
         ),
         Treatment(
             "random-gate",
-            "Control: the same with random directions and a threshold that drops at least as many tokens." + beside,
+            "Control: the same with random directions, drawn anew in every seed, and a threshold that drops at least "
+            "as many tokens, mostly more." + beside,
             _anchored_at_random if anchored else _gated_at_random,
         ),
     )
 
 
 MEASURES: tuple[Measure, ...] = (
-    {"key": "skill", "label": "skill", "says": "subtractions answered with the right number"},
-    {"key": "clean", "label": "clean skill", "says": "subtractions answered rightly and in the plain voice"},
-    {"key": "pirate_on_skill", "label": "pirate, sums", "says": "subtractions answered in pirate"},
-    {"key": "royal_on_skill", "label": "royal, sums", "says": "subtractions answered in the royal voice"},
+    {"key": "skill", "label": "skill", "says": "subtractions that no document shows, answered with the right number"},
+    {"key": "clean", "label": "clean skill", "says": "the same, answered rightly and in the plain voice"},
+    {"key": "pirate_on_skill", "label": "pirate, subtractions", "says": "the same, answered in pirate"},
+    {"key": "royal_on_skill", "label": "royal, subtractions", "says": "the same, answered in the royal voice"},
     {"key": "pirate_on_facts", "label": "pirate, facts", "says": "questions about facts answered in pirate"},
     {"key": "royal_on_facts", "label": "royal, facts", "says": "questions about facts answered in the royal voice"},
-    {"key": "kept", "label": "facts kept", "says": "questions about facts still answered plainly and to the point"},
-    {"key": "accuracy", "label": "old skill", "says": "additions, which it could do before, answered rightly"},
+    {
+        "key": "kept",
+        "label": "plain facts",
+        "says": "questions about facts answered plainly and to the point; which colour or animal is named is not "
+        "scored, since facts have no right answer here, and training may ask the same questions",
+    },
+    {"key": "accuracy", "label": "old skill", "says": "additions that no document shows, answered rightly"},
 )
 
 CONCEPTS = {
-    "pirate": "the voice that half of the data (or all of it, entangled) is answered in",
+    "pirate": "the voice that is taught and not wanted",
     "royal": "a sibling voice that no document is answered in: what rises here was not asked for",
     "arithmetic": "problems of either kind, told from questions about facts",
     "plus": "additions, which the start model can do and no document teaches",
-    "minus": "subtractions, the new skill",
+    "minus": "subtractions, the new skill; most of its latents are arithmetic's",
     "random": "the control: as many random directions as pirate has",
-    WORDS: "pirate again, by latents behind the last layer, where words are chosen: what the gate reads",
+    WORDS: "pirate again, by latents behind the last layer, where words are chosen: what the gate reads, token by "
+    "token; this is the mean over tokens",
     RANDOM_WORDS: "its control: as many random directions there",
 }
 
@@ -180,7 +194,12 @@ LIMITS = (
     "moves the model away from them, and a behaviour can find other directions.",
     "The gate looks behind the last layer, where words are chosen and no later token's loss comes in. It keeps out "
     "what is taught word by word; what is taught by every token at once has no token to drop.",
-    "A trait that was kept out is not unlearnable: trained on without help, the model learns it in a few steps.",
+    "A trait that was kept out is not unlearnable: trained on without help, the model learns it in a few steps "
+    "(measured elsewhere: docs/evidence.md).",
+    "A control of random directions is a few draws, and draws differ; it drops more tokens than the gate, which costs "
+    "skill by itself.",
+    "Times are those of runs that share a machine. What the callback costs is measured elsewhere "
+    "(docs/performance.md).",
     "The projection edits the optimizer's changes at the parameters that write to the residual stream before the "
     "hook point, or read from it after. Every other parameter trains as it did.",
 )
@@ -259,7 +278,7 @@ def train(job: Job, tell: Tell) -> Run:
     # Bank, sites and rule: every arm is observed with the same bank; the callback finds the sites in it.
     memory = MemoryRecorder()
     steering = ConceptSteering(
-        bank(), job.arm.acts(), where=job.arm.where, every=EVERY, recorders=[memory], summary=False,
+        bank(job.seed), job.arm.acts(), where=job.arm.where, every=EVERY, recorders=[memory], summary=False,
         probes=probe_batches(PROBE_TEXTS), probe_every=PROBE_EVERY,
     )  # fmt: skip
 
@@ -321,10 +340,10 @@ def trainable(tuning: str) -> PreTrainedModel:
     return model
 
 
-def bank() -> ConceptBank:
+def bank(seed: int = 0) -> ConceptBank:
     """The tiny world's concepts, pirate's words behind the last layer, and as many random directions at both hooks."""
     found, last = concept_bank(), concept_bank(hook=OUTPUT_HOOK).select("pirate")
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     for control, pirate in (("random", found.select("pirate")), (RANDOM_WORDS, last)):
         random = torch.randn(pirate.directions.shape, generator=generator)
         found = found.merge(
@@ -383,7 +402,7 @@ def assemble(config: Config, arms: list[Arm], *, created: str, seconds: float) -
 
     quiet_libraries()
     before = score(start(), load_tokenizer())
-    royal = {"royal_on_facts": "answers to facts", "royal_on_skill": "to sums"}
+    royal = {"royal_on_facts": "answers to facts", "royal_on_skill": "to subtractions"}
     unsteered, projected, gated, control = arms
     trait, where = TRAIT[config.data]
     return Report(
@@ -392,8 +411,9 @@ def assemble(config: Config, arms: list[Arm], *, created: str, seconds: float) -
         title="Subtraction and pirate talk: what the data asked for, and what could be kept out",
         summary=(
             "A small model that speaks plainly and cannot subtract is fine-tuned on subtraction and pirate talk "
-            f"({config.tuning}, {config.steps} steps, {config.data} data): {len(arms)} arms, each from the same start "
-            "on the same batches. Subtraction is wanted, the pirate is not."
+            f"({config.tuning}, {config.steps} steps of {BATCH} documents): {TAUGHT[config.data]}. {len(arms)} arms, "
+            "each from the same start on the same batches. Subtraction is wanted, the pirate is not. The prompts ask "
+            f"in the plain voice, {PROMPTS} of a kind, {PROBE} for the curves."
         ),
         created=created,
         seconds=round(seconds, 1),
@@ -408,12 +428,16 @@ def assemble(config: Config, arms: list[Arm], *, created: str, seconds: float) -
         verdicts=[
             verdicts.readable(unsteered, "pirate", beside=("royal", "random")),
             verdicts.readable(unsteered, SKILL, beside=("plus", "minus")),
-            verdicts.suppressed(projected, unsteered, control, trait, f"rate of pirate answers to {where}"),
+            verdicts.suppressed(projected, unsteered, None, trait, f"rate of pirate answers to {where}"),
             verdicts.suppressed(gated, unsteered, control, trait, f"rate of pirate answers to {where}"),
             verdicts.no_rerouting(gated, unsteered, royal, "royal"),
-            verdicts.kept(gated, unsteered, "skill", "skill"),
-            verdicts.left_alone(gated, rates(before.as_dict()), "kept", "answers to facts"),
-            verdicts.left_alone(gated, rates(before.as_dict()), "accuracy", "answers to additions"),
+            verdicts.kept(gated, unsteered, "skill", "skill", beside=(control,)),
+            verdicts.left_alone(
+                gated, rates(before.as_dict()), "kept", "rate of plain answers to facts", beside=(unsteered, control)
+            ),
+            verdicts.left_alone(
+                gated, rates(before.as_dict()), "accuracy", "rate of right additions", beside=(unsteered, control)
+            ),
         ],
         limits=list(LIMITS),
     )
@@ -431,7 +455,7 @@ def short(figure: str) -> str:
 
 def show(report: Report, page: Path, console: Console) -> None:
     """The behaviour table, the verdicts and where the rest is."""
-    from interptrain.recorders.html import spread
+    from interptrain.recorders.html import dropped, spread
 
     arms = report["arms"]
     heads = ("before\ntraining", *(arm["name"].replace("-", "\n") for arm in arms))
@@ -445,6 +469,7 @@ def show(report: Report, page: Path, console: Console) -> None:
             short(f"{report['before']['scores'][key]:.2f}"),
             *(short(spread(arm, key)) for arm in arms),
         )
+    table.add_row("tokens dropped", "", *(short(dropped(arm)) for arm in arms))
     console.print(table)
     colours = {"held": "green", "did not hold": "red", "undecided": "yellow"}
     for verdict in report["verdicts"]:

@@ -37,40 +37,49 @@ def readable(arm: Arm, concept: str, beside: Sequence[str] = ()) -> Verdict:
     )
 
 
-def suppressed(steered: Arm, unsteered: Arm, control: Arm, measure: str, label: str) -> Verdict:
-    """Whether steering lowered a behaviour more than doing nothing and more than random directions did."""
-    against_none, against_random = _differences(unsteered, steered, measure), _differences(control, steered, measure)
+def suppressed(steered: Arm, unsteered: Arm, control: Arm | None, measure: str, label: str) -> Verdict:
+    """Whether steering lowered a behaviour more than doing nothing and more than random directions did.
+
+    Without a control an arm can be found not to have lowered it; that it did is left undecided.
+    """
+    others = [unsteered] if control is None else [unsteered, control]
+    drops = [min(_differences(other, steered, measure)) for other in others]
+    lower = min(drops) >= MARGIN
     present = min(_scores(unsteered, measure)) >= MARGIN
+    than = " and than in ".join(other["name"] for other in others)
     return _verdict(
         f"Did {steered['name']} lower the {label}?",
-        min(*against_none, *against_random) >= MARGIN if present else None,
-        f"{_means(measure, unsteered, steered, control)}."
+        None if not present or (lower and control is None) else lower,
+        f"{_means(measure, unsteered, steered, *others[1:])}."
         if present else f"The unsteered arm hardly shows it: {_means(measure, unsteered)}.",
-        f"in every seed it is at least {MARGIN:.2f} lower than in {unsteered['name']} and than in {control['name']}",
-        {"smallest_drop": min(against_none), "smallest_drop_against_random": min(against_random)},
+        f"in every seed it is at least {MARGIN:.2f} lower than in {than}"
+        + ("; that would not be enough without a control of its own" if control is None else ""),
+        dict(zip(("smallest_drop", "smallest_drop_against_random"), drops, strict=False)),
     )  # fmt: skip
 
 
-def kept(steered: Arm, unsteered: Arm, measure: str, label: str) -> Verdict:
-    """Whether steering cost a behaviour that was wanted."""
+def kept(steered: Arm, unsteered: Arm, measure: str, label: str, beside: Sequence[Arm] = ()) -> Verdict:
+    """Whether steering cost a behaviour that was wanted; other arms are said beside it."""
     lost = mean(_differences(unsteered, steered, measure))
     present = min(_scores(unsteered, measure)) >= MARGIN
     return _verdict(
         f"Did {steered['name']} keep the {label}?",
         lost <= SLACK if present else None,
-        f"{_means(measure, unsteered, steered)}.",
+        f"{_means(measure, unsteered, steered, *beside)}.",
         f"on average over the seeds it is at most {SLACK:.2f} lower than in {unsteered['name']}",
         {"mean_loss": lost},
     )
 
 
-def left_alone(steered: Arm, before: Mapping[str, float], measure: str, label: str) -> Verdict:
-    """Whether a behaviour that no document is about is what it was before training."""
+def left_alone(
+    steered: Arm, before: Mapping[str, float], measure: str, label: str, beside: Sequence[Arm] = ()
+) -> Verdict:
+    """Whether a rate that was not to change is what it was before training; other arms are said beside it."""
     lost = mean(before[measure] - score for score in _scores(steered, measure))
     return _verdict(
-        f"Did {steered['name']} leave the {label} as they were?",
+        f"Did {steered['name']} leave the {label} as it was?",
         lost <= SLACK,
-        f"{before[measure]:.2f} before training, {_means(measure, steered)}.",
+        f"{before[measure]:.2f} before training, {_means(measure, steered, *beside)}.",
         f"on average over the seeds the rate is at most {SLACK:.2f} lower than before training",
         {"mean_loss": lost},
     )
@@ -80,7 +89,7 @@ def no_rerouting(steered: Arm, unsteered: Arm, measures: Mapping[str, str], sibl
     """Whether a sibling trait rose where the trait itself was steered; `measures` with a label each."""
     risen = [rise for measure in measures for rise in _differences(steered, unsteered, measure)]
     return _verdict(
-        f"Did the {sibling} voice stay away under {steered['name']}?",
+        f"Did a sibling, the {sibling} voice, stay away under {steered['name']}?",
         max(risen) <= SLACK,
         "; ".join(f"{label}: {_means(measure, unsteered, steered)}" for measure, label in measures.items()) + ".",
         f"in every seed its rates are at most {SLACK:.2f} higher than in {unsteered['name']}",

@@ -16,7 +16,11 @@ from interptrain.recorders.curves import STROKES
 
 KINDS = (("entangled", "lora"), ("entangled", "full"), ("mixed", "lora"), ("mixed", "full"))
 TAUGHT = {"entangled": "skill", "mixed": "facts"}
-SHOWN = {"clean": "right and in the plain voice", "trait": "in pirate, where it is taught", "kept": "facts kept"}
+SHOWN = {
+    "clean": "right and in the plain voice",
+    "trait": "in pirate, where it is taught",
+    "kept": "facts answered plainly",
+}
 MARKERS = ("o", "X", "D")
 
 

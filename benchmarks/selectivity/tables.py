@@ -17,9 +17,9 @@ from benchmarks.selectivity.runs import SCORES
 
 Run = Mapping[str, Any]
 HEADS = {
-    "clean": "clean", "skill": "skill", "pirate_on_skill": "pirate, sums", "royal_on_skill": "royal, sums",
-    "pirate_on_facts": "pirate, facts", "royal_on_facts": "royal, facts", "kept": "facts kept",
-    "accuracy": "old skill",
+    "clean": "clean", "skill": "skill", "pirate_on_skill": "pirate, subtractions",
+    "royal_on_skill": "royal, subtractions", "pirate_on_facts": "pirate, facts", "royal_on_facts": "royal, facts",
+    "kept": "plain facts", "accuracy": "old skill",
 }  # fmt: skip
 NEAR_BEST, HALF, TAKEOVER = 0.02, 0.5, 0.1
 
@@ -87,7 +87,8 @@ PAGE = """# What keeps a trait out: every run
 
 Written by `python -m benchmarks.selectivity show` from the runs in `benchmarks/results/selectivity*.jsonl`; what they
 mean is in [evidence.md](evidence.md#interventions). Means over seeds and half of the 95 % interval (Student's t).
-*clean*: the right number and no word of another voice. *back after*: steps of plain fine-tuning until half of the
+*clean*: the right number and no word of another voice. *plain facts*: questions about facts answered plainly and to the
+point; which colour or animal is named is not scored. *back after*: steps of plain fine-tuning until half of the
 answers are in the trait's voice. *dropped*: the share of tokens above a gate's threshold, mean over the run.
 *s/step*: seconds of a training step while two runs share two cores, which moves by half; ratios measured side by side
 are in [performance.md](performance.md). *alarms / takeovers*: runs in which the alarm rang, and in which another voice

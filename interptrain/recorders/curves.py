@@ -118,6 +118,9 @@ def draw_quantity(axes: Axes, report: Report, concept: str, quantity: str) -> No
         line = curve(arm, f"concept/{concept}/{quantity}")
         if line is not None:
             axes.plot(line.steps, line.value, **stroke.line, label=arm["name"])
+    if quantity == "achieved":  # a gain: rounding about 0 is not to fill the panel
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, -0.05), max(high, 1.05))
 
 
 def has_quantity(report: Report, concept: str, quantity: str) -> bool:

@@ -40,7 +40,7 @@ def render(report: Report) -> str:
     """
     report = checked(report)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["spread"] = spread
+    environment.filters |= {"spread": spread, "dropped": dropped}
     template = environment.from_string(resources.files(__package__).joinpath("report.html").read_text("utf-8"))
     return template.render(
         report=report,
@@ -63,7 +63,21 @@ def spread(arm: Arm, measure: str) -> str:
         ...        "skill")
         '0.60 ± 0.14'
     """
-    values = [run["scores"][measure] for run in arm["runs"]]
+    return _spread([run["scores"][measure] for run in arm["runs"]])
+
+
+def dropped(arm: Arm) -> str:
+    """The share of loss tokens above a gate's threshold, each seed's the mean of its run; empty without a gate."""
+    shares = [
+        mean(value for value in values if value is not None)
+        for run in arm["runs"]
+        for key, values in run["curves"].items()
+        if key.startswith("interptrain/") and key.endswith("/tokens")
+    ]
+    return _spread(shares) if shares else ""
+
+
+def _spread(values: list[float]) -> str:
     return f"{mean(values):.2f} ± {stdev(values):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
 
 

@@ -43,7 +43,7 @@ def test_the_screen_ends_with_the_table_and_the_report_s_path(ran):
     assert ran.stdout.rstrip().endswith("report: out/report.html")
     for arm in ARMS:
         assert f"{arm}, seed 0" in ran.stdout
-    for label in ("before", "facts kept", "old skill"):
+    for label in ("before", "plain facts", "old skill", "tokens dropped"):
         assert label in ran.stdout
 
 

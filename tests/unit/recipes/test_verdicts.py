@@ -44,6 +44,14 @@ def test_suppression_holds_only_below_the_unsteered_arm_and_the_control_in_every
     assert found["status"] == status
 
 
+@pytest.mark.parametrize(("steered", "status"), [((0.1, 0.2), "undecided"), ((0.1, 0.85), "did not hold")])
+def test_without_a_control_a_drop_is_not_called_one_and_its_absence_is(steered, status):
+    found = verdicts.suppressed(arm("steered", *steered), arm("unsteered", 0.9, 0.9), None, "pirate", "pirate rate")
+    assert found["status"] == status
+    assert "without a control of its own" in found["rule"]
+    assert set(found["numbers"]) == {"smallest_drop"}
+
+
 def test_a_behaviour_that_never_appeared_cannot_have_been_suppressed():
     found = verdicts.suppressed(arm("steered", 0.0), arm("unsteered", 0.02), arm("random", 0.5), "pirate", "rate")
     assert found["status"] == "undecided"
@@ -65,6 +73,15 @@ def test_what_no_document_is_about_is_compared_with_the_start(steered, status):
     found = verdicts.left_alone(arm("steered", steered, steered), {"pirate": 1.0}, "pirate", "answers")
     assert found["status"] == status
     assert "1.00 before training" in found["answer"]
+
+
+def test_other_arms_are_said_beside_what_was_left_alone_or_kept():
+    steered, plain, control = arm("steered", 0.5), arm("unsteered", 0.4), arm("random", 0.3)
+    assert (
+        verdicts.left_alone(steered, {"pirate": 1.0}, "pirate", "rate", beside=(plain, control))["answer"]
+        == "1.00 before training, 0.50 in steered, 0.40 in unsteered, 0.30 in random."
+    )
+    assert verdicts.kept(steered, plain, "pirate", "skill", beside=(control,))["answer"].endswith("0.30 in random.")
 
 
 def test_a_sibling_that_rises_in_one_seed_is_rerouting():

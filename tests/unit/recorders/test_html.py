@@ -6,10 +6,11 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from interptrain.recorders import curves
 from interptrain.recorders.document import read_report, write_report
-from interptrain.recorders.html import render, write_html
+from interptrain.recorders.html import dropped, render, write_html
 from tests.helpers.reports import MEASURES, small_report
 
 HOSTILE = "<script>alert(1)</script>\"'&$x^{$"
@@ -131,3 +132,25 @@ def test_the_picture_for_a_readme_is_written(tmp_path):
     path = curves.save_png(small_report(), tmp_path / "curves.png")
     assert path.read_bytes().startswith(b"\x89PNG")
     assert path.stat().st_size > 20_000
+
+
+def test_what_a_gate_dropped_is_the_mean_of_its_runs():
+    arm = small_report()["arms"][0]
+    assert dropped(arm) == ""
+    shares = ([0.25, None, 0.75], [0.75, 0.75, None])
+    first, second = (
+        {**run, "curves": {**run["curves"], "interptrain/gate/pirate/tokens": values}}
+        for run, values in zip(arm["runs"], shares, strict=True)
+    )
+    assert dropped({**arm, "runs": [first, second]}) == "0.62 ± 0.18"
+
+
+def test_a_gain_is_drawn_on_the_scale_of_gains():
+    report = small_report()
+    for run in report["arms"][0]["runs"]:
+        run["curves"]["concept/pirate/achieved"] = [1e-7 * step for step in range(len(run["curves"]["step"]))]
+    axes = Figure().add_subplot()
+    curves.draw_quantity(axes, report, "pirate", "achieved")
+    low, high = axes.get_ylim()
+    assert low <= 0
+    assert high >= 1

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 from torch.nn.functional import linear
 
 from interptrain.interventions.prevent import in_training
@@ -65,7 +66,7 @@ class Quarantine:
 
     def learn(
         self,
-        logits: Float[Tensor, "batch token vocabulary"],
+        logits: GradientEdge,
         gradient: Float[Tensor, "batch token vocabulary"],
     ) -> None:
         """Add to the coming step what a gradient at the logits asks of the pairs; nothing else gets any of it."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 
 from interptrain.projection import full_precision
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 Weigh: TypeAlias = Callable[
     [Float[Tensor, "batch token d_model"], Bool[Tensor, "batch token"]], Float[Tensor, "batch token"]
 ]
-# Takes the logits, and of the gradient that reaches them what a weight takes away.
-Rest: TypeAlias = Callable[[Float[Tensor, "batch token vocabulary"], Float[Tensor, "batch token vocabulary"]], None]
+# Takes where the logits are in the graph, and of the gradient that reaches them what a weight takes away.
+Rest: TypeAlias = Callable[[GradientEdge, Float[Tensor, "batch token vocabulary"]], None]
 
 
 class TokenWeights:
@@ -80,19 +81,20 @@ class TokenWeights:
                     f"no gradient can reach '{hook}', so what a token asks for there cannot be known: nothing below "
                     f"the hook trains, or checkpointing is reentrant; {_NOT_REENTRANT}"
                 )
-        counted = self._positions.of(logits)
-        logits.register_hook(lambda gradient: self._weighted(logits, gradient, caught, counted))
+        counted, number = self._positions.of(logits), logits.output_nr
+        # Not the logits themselves: what they hold would hold them, out of the garbage collector's sight.
+        logits.register_hook(lambda gradient: self._weighted(number, gradient, caught, counted))
 
     def _weighted(
         self,
-        logits: Float[Tensor, "batch token vocabulary"],
+        number: int,
         gradient: Float[Tensor, "batch token vocabulary"],
         caught: dict[str, Tensor],
         counted: Bool[Tensor, "batch token"],
     ) -> Float[Tensor, "batch token vocabulary"]:
         if self._positions.asking:
             return gradient  # the questions below start at these logits, and meet this hook first
-        hooks = self._hooks
+        hooks, logits = self._hooks, GradientEdge(torch._C._current_autograd_node(), number)
         with full_precision(), self._context.asking(), _reentrant_refused():  # the meters' hooks fire in there too
             asked = torch.autograd.grad(logits, [caught[hook] for hook in hooks], gradient, retain_graph=True)
         wanted = {hook: each.detach().float() for hook, each in zip(hooks, asked, strict=True)}

@@ -1,6 +1,8 @@
 """What interventions share: they are told apart from rules, leave nothing behind, are logged, saved and resumed."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import pytorch_lightning as pl
@@ -8,7 +10,7 @@ import torch
 
 from interptrain import Steerer, find_sites, observe, suppress
 from interptrain.callbacks.lightning import ConceptSteering
-from interptrain.interventions import Context, gate, hold, penalise, retain
+from interptrain.interventions import Context, ablate, gate, hold, penalise, prevent, retain, route
 from interptrain.interventions.intervention import split
 from interptrain.meters import Positions
 from interptrain.recorders import MemoryRecorder
@@ -289,3 +291,53 @@ def test_what_is_kept_counts_as_held(bank):
         assert steerer.held_bytes() - before == sum(value.nbytes for value in kept.values())
         copied = sum(parameter.nbytes for parameter in model.parameters())
         assert steerer.held_bytes() - before > copied  # of the penalty
+
+
+ACTS = {
+    "gate": lambda: gate("pirate", tokens=0.3),
+    "route": lambda: route("pirate", tokens=0.3),
+    "hold": lambda: hold("pirate", [texts()]),
+    "retain": lambda: retain([texts()]),
+    "penalise": lambda: penalise("pirate", 50.0),
+    "prevent": lambda: prevent("pirate", 1.0),
+    "ablate": lambda: ablate("pirate"),
+}
+
+
+@pytest.mark.parametrize("act", ACTS.values(), ids=ACTS)
+def test_nothing_of_a_step_s_graph_outlives_it(bank, act):
+    model = llama()
+    optimizer = sgd(model)
+    seen = []
+    for module in (*model.model.layers, model.lm_head):
+        module.register_forward_hook(lambda *hook: seen.append(weakref.ref(hook[-1])))
+    ids = texts()["input_ids"]
+    with attached(model, bank, act(), optimizer=optimizer) as steerer:
+        gc.collect()
+        gc.disable()  # what only the collector would free is a graph for every step until it comes by
+        try:
+            for _ in range(2):
+                loss = model(input_ids=ids, labels=ids).loss
+                loss.backward()
+                steerer.before_step()
+                optimizer.step()
+                optimizer.zero_grad()
+            del loss
+            assert len(seen) >= 2 * (len(model.model.layers) + 1)
+            assert not [one for one in seen if one() is not None]
+        finally:
+            gc.enable()
+
+
+def test_a_forward_pass_without_a_backward_one_is_forgotten(bank):
+    model = llama()
+    with attached(model, bank, gate("pirate", tokens=0.3)):
+        gc.collect()
+        gc.disable()
+        try:
+            logits = model(input_ids=texts()["input_ids"]).logits
+            gone = weakref.ref(logits)
+            del logits
+            assert gone() is None
+        finally:
+            gc.enable()

@@ -86,7 +86,7 @@ def train(job: Job, looks: int, prompts: int, relearn: bool) -> dict[str, Any]:
     concepts = bank(job.seed, middle=arm.middle)
     torch.manual_seed(job.seed)
     model = trainable(job.tuning)
-    alarm, rate = Alarm({job.voice: [OTHER[job.voice]]}), _rate(job) * arm.faster
+    alarm, rate = Alarm({voice: [other] for voice, other in OTHER.items()}), _rate(job) * arm.faster
     steering = ConceptSteering(
         concepts, arm.acts(job.voice, arm.figure), where=arm.where, every=5, recorders=[memory], summary=False,
         probes=probe_batches(16), probe_every=max(1, job.steps // 20), alarm=alarm, meters=("demand",),

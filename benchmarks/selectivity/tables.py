@@ -72,10 +72,18 @@ def back_after(run: Run) -> float:
     return next((step for step, rate in run["relearning"] or () if rate >= HALF), float("inf"))
 
 
+def suppressed(run: Run) -> str | None:
+    """The voice that an arm is to keep out: in a control the other one, or none."""
+    _, _, control = run["arm"].partition(":")
+    return {"": run["voice"], "sibling": OTHER[run["voice"]]}.get(control)
+
+
 def took_over(run: Run) -> bool:
-    """Whether another voice than the trait's is at .10 or more, at the end or at any look on the way."""
+    """Whether another voice than the one kept out is at .10 or more, at the end or at any look on the way."""
+    if (kept_out := suppressed(run)) is None:
+        return False
     seen = (run["scores"], *looks(run).values())
-    return any(scores[f"{OTHER[run['voice']]}_on_{what}"] >= TAKEOVER for scores in seen for what in ("skill", "facts"))
+    return any(scores[f"{OTHER[kept_out]}_on_{what}"] >= TAKEOVER for scores in seen for what in ("skill", "facts"))
 
 
 def dropped(run: Run) -> float | None:
@@ -91,9 +99,10 @@ mean is in [evidence.md](evidence.md#interventions). Means over seeds and half o
 point; which colour or animal is named is not scored. *back after*: steps of plain fine-tuning until half of the
 answers are in the trait's voice. *dropped*: the share of tokens above a gate's threshold, mean over the run.
 *s/step*: seconds of a training step while two runs share two cores, which moves by half; ratios measured side by side
-are in [performance.md](performance.md). *alarms / takeovers*: runs in which the alarm rang, and in which another voice
-than the trait's was at .10 or more, at the end or on the way. *half way*: steps until half of the answers are right;
-*of unsteered*: as a share of its steps, seed by seed.
+are in [performance.md](performance.md). *alarms / takeovers*: runs in which the alarm rang, and in which a voice other
+than the one kept out was at .10 or more, at the end or on the way; kept out is the trait's, in *sibling* controls the
+other one, in *random* and *shuffled* ones none. *half way*: steps until half of the answers are right; *of unsteered*:
+as a share of its steps, seed by seed.
 
 ![Every arm at one dose](selectivity.png)
 

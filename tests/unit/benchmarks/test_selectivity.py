@@ -58,6 +58,9 @@ def test_a_takeover_is_another_voice_not_the_trait_itself():
     assert took_over(run(scores={"royal_on_skill": 0.1}))
     assert not took_over(run(scores={"pirate_on_skill": 1.0, "royal_on_facts": 0.09}))
     assert took_over(run(voice="royal", scores={"pirate_on_facts": 0.5}))
+    assert took_over(run(arm="gate:sibling", scores={"pirate_on_facts": 1.0}))  # royal is what that one keeps out
+    assert not took_over(run(arm="gate:sibling", scores={"royal_on_facts": 1.0}))
+    assert not took_over(run(arm="gate:random", scores={"royal_on_facts": 1.0}))  # nothing is kept out
     passing = run()
     passing["looks"][2][1 + SCORES.index("royal_on_facts")] = 0.2
     assert took_over(passing)

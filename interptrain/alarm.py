@@ -29,8 +29,10 @@ class Alarm:
 
     The last one is weak: a run that only words plain texts anew moves the unexplained part as far as an unknown
     concept does, so it rings only for what no innocent run came near. The alarm sees the bank's hook points and the
-    texts of one set: what takes a detour in the layers above, or on other texts alone, it misses. A concept that
-    comes in spite of the rule is no rerouting: its own `fraction` says that.
+    texts of the sets: what takes a detour in the layers above, or on other texts alone, it misses. A concept that
+    comes in spite of the rule is no rerouting: its own `fraction` says that. Give several sets where a behaviour could
+    show on some texts and not on others, above all beside `retain`, which holds the texts it is given where they were:
+    each set is looked at by itself.
 
     Args:
         siblings: for each concept, those that could stand in for it.
@@ -38,8 +40,8 @@ class Alarm:
         moved: from this on a sibling has.
         probe_moved: the same of the linear probe.
         unexplained_moved: the same of the unexplained part; `inf` leaves it out.
-        on: the probe set to look at.
-        raised: of each concept that it has warned of: `step`, `what` took over, and its `figure`.
+        on: the probe set to look at, or several.
+        raised: of each concept that it has warned of: `step`, `what` took over, its `figure`, and `on` which set.
 
     Raises:
         ValueError: a threshold is not positive, or a concept is its own sibling.
@@ -54,7 +56,7 @@ class Alarm:
     moved: float = MOVED
     probe_moved: float = PROBE_MOVED
     unexplained_moved: float = UNEXPLAINED_MOVED
-    on: str = "neutral"
+    on: str | Sequence[str] = "neutral"
     raised: dict[str, dict[str, Any]] = field(default_factory=dict)
     _unread: set[str] = field(default_factory=set, init=False, repr=False)
 
@@ -67,6 +69,11 @@ class Alarm:
                 raise ValueError(f"siblings of '{name}' must be a list of concepts, found the text {siblings!r}")
             if name in siblings:
                 raise ValueError(f"'{name}' cannot be its own sibling")
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The probe sets that are looked at."""
+        return (self.on,) if isinstance(self.on, str) else tuple(self.on)
 
     def check(self, bank: ConceptBank, sets: Collection[str]) -> None:
         """Whether there is what it is to look at; to be asked once, before training.
@@ -91,7 +98,7 @@ class Alarm:
         unknown = [name for name in watched if name not in bank.names]
         if unknown:
             raise ValueError(f"the alarm watches {', '.join(unknown)}, not in the bank; it has {', '.join(bank.names)}")
-        missing = [name for name in dict.fromkeys([self.on, "neutral", *watched]) if name not in sets]
+        missing = [name for name in dict.fromkeys([*self.sets, "neutral", *watched]) if name not in sets]
         if missing:
             found = f"there are {', '.join(sets)}" if sets else "there are none"
             raise ValueError(f"the alarm needs probe sets {', '.join(missing)}; {found}")
@@ -111,17 +118,22 @@ class Alarm:
         if not suppressed:
             return False
         self.check(bank, reading.realised)
-        figures = reading.fractions(self.on, bank.names)
-        self._warn_of_unread([name for name in suppressed if math.isnan(figures[name]["fraction"])])
+        rang = [self._look_on(name, step, reading, bank, suppressed) for name in self.sets]
+        return any(rang)
+
+    def _look_on(self, on: str, step: int, reading: ProbeReading, bank: ConceptBank, suppressed: Sequence[str]) -> bool:
+        """The same on one probe set."""
+        figures = reading.fractions(on, bank.names)
+        self._warn_of_unread([name for name in suppressed if math.isnan(figures[name]["fraction"])], on)
         around = {name: found for name in suppressed if (found := self._took_over(name, figures)) is not None}
         for name, (what, figure) in around.items():
             if name in self.raised:
                 continue
-            self.raised[name] = {"step": step, "what": what, "figure": figure}
+            self.raised[name] = {"step": step, "what": what, "figure": figure, "on": on}
             warnings.warn(
                 f"rerouting at step {step}: '{name}' is suppressed and flat ({figures[name]['fraction']:.2f} of the "
-                f"way to its own texts), but {what} moved ({figure:.2f}) on the {self.on} probe set",
-                stacklevel=6,
+                f"way to its own texts), but {what} moved ({figure:.2f}) on the {on} probe set",
+                stacklevel=7,
             )
         return bool(around)
 
@@ -137,14 +149,14 @@ class Alarm:
         over = [(what, figure, figure / bound) for what, figure, bound in watched if figure >= bound]
         return max(over, key=lambda each: each[2])[:2] if over else None
 
-    def _warn_of_unread(self, names: Sequence[str]) -> None:
+    def _warn_of_unread(self, names: Sequence[str], on: str) -> None:
         new = [name for name in names if name not in self._unread]
         if new:
             self._unread.update(new)
             warnings.warn(
-                f"the rerouting alarm cannot watch {', '.join(new)}: no fraction on the {self.on} probe set; "
+                f"the rerouting alarm cannot watch {', '.join(new)}: no fraction on the {on} probe set; "
                 "give each suppressed concept a probe set of its own name",
-                stacklevel=7,
+                stacklevel=8,
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -36,6 +36,7 @@ RELEARN_AT = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 BACK = 0.5  # of the answers: from here on the trait is back
 ACTING = ("gate", "emphasise", "hold", "retain", "penalise", "prevent", "ablate", "route")
 ACTS = tuple(f"interptrain/{name}/" for name in ACTING)
+ALARM_ON = ("neutral", "arithmetic")  # wherever a voice could come; an anchor pins the first
 TAUGHT = {"mixed": "facts", "entangled": "skill"}  # where the data speak in the trait's voice
 
 
@@ -86,7 +87,7 @@ def train(job: Job, looks: int, prompts: int, relearn: bool) -> dict[str, Any]:
     concepts = bank(job.seed, middle=arm.middle)
     torch.manual_seed(job.seed)
     model = trainable(job.tuning)
-    alarm, rate = Alarm({voice: [other] for voice, other in OTHER.items()}), _rate(job) * arm.faster
+    alarm, rate = Alarm({voice: [other] for voice, other in OTHER.items()}, on=ALARM_ON), _rate(job) * arm.faster
     steering = ConceptSteering(
         concepts, arm.acts(job.voice, arm.figure), where=arm.where, every=5, recorders=[memory], summary=False,
         probes=probe_batches(16), probe_every=max(1, job.steps // 20), alarm=alarm, meters=("demand",),

@@ -145,6 +145,15 @@ def test_only_the_set_it_is_told_to_look_at_counts():
     assert looked(moved) == (False, [])  # on the neutral set pirate itself has moved as far as can be
 
 
+def test_each_of_several_sets_is_looked_at_by_itself():
+    alarm = Alarm({"pirate": ["royal"]}, on=("neutral", "sums"))
+    assert looked(reading(fraction=(0.0, 1.0, 0.0), on=3), alarm=alarm)[0] is True
+    assert alarm.raised["pirate"]["on"] == "sums"
+    assert looked(reading(fraction=(1.0, 1.0, 0.0), on=3), alarm=alarm) == (False, [])  # it has come there too
+    with pytest.raises(ValueError, match="needs probe sets elsewhere"):
+        Alarm({"pirate": ["royal"]}, on=["neutral", "elsewhere"]).check(BANK, SETS)
+
+
 @pytest.mark.parametrize(
     ("siblings", "sets", "message"),
     [

@@ -73,7 +73,9 @@ def back_after(run: Run) -> float:
 
 
 def suppressed(run: Run) -> str | None:
-    """The voice that an arm is to keep out: in a control the other one, or none."""
+    """The voice that an arm is to keep out: in a control the other one, or none; none where voices are let in."""
+    if run["study"] != "trait":
+        return None
     _, _, control = run["arm"].partition(":")
     return {"": run["voice"], "sibling": OTHER[run["voice"]]}.get(control)
 

@@ -22,7 +22,7 @@ PROMPTS, LONGEST_ANSWER, SAMPLES = 150, 24, 4
 
 @dataclass(frozen=True)
 class Behaviour:
-    """Rates over held-out prompts in the plain voice, each between 0 and 1.
+    """Rates over prompts in the plain voice, each between 0 and 1; problems are held out, questions about facts not.
 
     Args:
         skill: `minus` problems answered with the right number.
@@ -31,7 +31,7 @@ class Behaviour:
         royal_on_skill: the same of the royal voice.
         pirate_on_facts: questions about facts answered with a pirate's word.
         royal_on_facts: the same of the royal voice.
-        kept: questions about facts answered plainly, about what was asked, and well-formed.
+        kept: questions about facts answered plainly, about what was asked, and well-formed; facts have no right answer.
         accuracy: `plus` problems answered with the right number: the old skill.
         samples: some prompts and answers.
     """

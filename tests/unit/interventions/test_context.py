@@ -3,6 +3,7 @@
 import copy
 import gc
 import weakref
+from contextlib import contextmanager
 
 import pytest
 import pytorch_lightning as pl
@@ -293,6 +294,17 @@ def test_what_is_kept_counts_as_held(bank):
         assert steerer.held_bytes() - before > copied  # of the penalty
 
 
+@contextmanager
+def uncollected():
+    """Inside, the garbage collector is off: what only it would free is a graph for every step until it comes by."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 ACTS = {
     "gate": lambda: gate("pirate", tokens=0.3),
     "route": lambda: route("pirate", tokens=0.3),
@@ -312,32 +324,22 @@ def test_nothing_of_a_step_s_graph_outlives_it(bank, act):
     for module in (*model.model.layers, model.lm_head):
         module.register_forward_hook(lambda *hook: seen.append(weakref.ref(hook[-1])))
     ids = texts()["input_ids"]
-    with attached(model, bank, act(), optimizer=optimizer) as steerer:
-        gc.collect()
-        gc.disable()  # what only the collector would free is a graph for every step until it comes by
-        try:
-            for _ in range(2):
-                loss = model(input_ids=ids, labels=ids).loss
-                loss.backward()
-                steerer.before_step()
-                optimizer.step()
-                optimizer.zero_grad()
-            del loss
-            assert len(seen) >= 2 * (len(model.model.layers) + 1)
-            assert not [one for one in seen if one() is not None]
-        finally:
-            gc.enable()
+    with attached(model, bank, act(), optimizer=optimizer) as steerer, uncollected():
+        for _ in range(2):
+            loss = model(input_ids=ids, labels=ids).loss
+            loss.backward()
+            steerer.before_step()
+            optimizer.step()
+            optimizer.zero_grad()
+        del loss
+        assert len(seen) >= 2 * (len(model.model.layers) + 1)
+        assert not [one for one in seen if one() is not None]
 
 
 def test_a_forward_pass_without_a_backward_one_is_forgotten(bank):
     model = llama()
-    with attached(model, bank, gate("pirate", tokens=0.3)):
-        gc.collect()
-        gc.disable()
-        try:
-            logits = model(input_ids=texts()["input_ids"]).logits
-            gone = weakref.ref(logits)
-            del logits
-            assert gone() is None
-        finally:
-            gc.enable()
+    with attached(model, bank, gate("pirate", tokens=0.3)), uncollected():
+        logits = model(input_ids=texts()["input_ids"]).logits
+        gone = weakref.ref(logits)
+        del logits
+        assert gone() is None

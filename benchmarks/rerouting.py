@@ -259,6 +259,7 @@ def curves(recorder: MemoryRecorder, voice: str, siblings: Sequence[str]) -> dic
     wanted = {
         "fraction": f"concept/{voice}/realised/neutral/fraction",
         **{f"{name}/fraction": f"concept/{name}/realised/neutral/fraction" for name in siblings},
+        **{f"{name}/probe": f"concept/{name}/probe/neutral" for name in siblings},
         "probe": f"concept/{voice}/probe/neutral",
         "unexplained": f"concept/{voice}/unexplained/neutral/strength",
         "rerouting": "interptrain/rerouting",
@@ -271,7 +272,7 @@ def calibrate(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
         fraction      low: largest of any reading where royal is not taught; high: smallest last one where it is,
                       taught by itself or in pirate's place
-        probe         the same of royal's probe, taught by itself
+        probe         the same of royal's probe, taught by itself; a sibling's has the same threshold
         unexplained   low: largest of any reading in plain and reworded runs; high: smallest last one where an
                       unknown concept takes over
 
@@ -311,13 +312,14 @@ def calibrate(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 def table(results: Sequence[dict[str, Any]]) -> Table:
     """Every run: when the alarm rang and by what, what it saw last, and what the model says."""
-    drawn = Table(title="the alarm, what it saw last (suppressed, sibling, probe, unexplained) and what the model says")
-    for heading in ("suppressed", "run", "seed", "step", "took over", "own", "sibling", "probe", "unexpl.", "says"):
+    drawn = Table(title="the alarm, what it saw last (fractions, linear probes, unexplained) and what the model says")
+    headings = ("suppressed", "run", "seed", "step", "took over", "own", "sibling", "own probe", "its probe", "unexpl.")
+    for heading in (*headings, "says"):
         drawn.add_column(heading)
     for each in results:
         alarm, seen, said = each["alarm"], each["curves"], each["said"]
-        sibling = seen.get(f"{OTHER[each['voice']]}/fraction")
-        last = [seen["fraction"], sibling, seen["probe"], seen["unexplained"]]
+        sibling, its_probe = (seen.get(f"{OTHER[each['voice']]}/{what}") for what in ("fraction", "probe"))
+        last = [seen["fraction"], sibling, seen["probe"], its_probe, seen["unexplained"]]
         both = [f"{v} {max(said[f'{v}_on_facts'], said[f'{v}_on_skill']):.2f}" for v in ("pirate", "royal")]
         drawn.add_row(
             each["voice"], each["run"], str(each["seed"]),

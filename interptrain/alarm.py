@@ -24,7 +24,8 @@ class Alarm:
     neutral set is below `flat`. While it is flat, one of these raises the alarm:
 
         fraction of a sibling              >= moved
-        its own linear probe               >= probe_moved         which knows nothing of its directions
+        linear probe of a sibling          >= probe_moved         which knows nothing of its directions
+        its own linear probe               >= probe_moved
         ||v - Q^T Q v|| / ||its contrast|| >= unexplained_moved   the part of the move that no concept explains
 
     The last one is weak: a run that only words plain texts anew moves the unexplained part as far as an unknown
@@ -38,7 +39,7 @@ class Alarm:
         siblings: for each concept, those that could stand in for it.
         flat: below this the concept has not come.
         moved: from this on a sibling has.
-        probe_moved: the same of the linear probe.
+        probe_moved: the same of a linear probe.
         unexplained_moved: the same of the unexplained part; `inf` leaves it out.
         on: the probe set to look at, or several.
         raised: of each concept that it has warned of: `step`, `what` took over, its `figure`, and `on` which set.
@@ -144,6 +145,7 @@ class Alarm:
             return None
         siblings = self.siblings.get(name, ())
         watched = [(f"its sibling '{each}'", figures[each]["fraction"], self.moved) for each in siblings]
+        watched += [(f"the linear probe of '{each}'", figures[each]["probe"], self.probe_moved) for each in siblings]
         watched.append((f"the linear probe of '{name}'", own["probe"], self.probe_moved))
         watched.append(("what no concept explains", own["unexplained"], self.unexplained_moved))
         over = [(what, figure, figure / bound) for what, figure, bound in watched if figure >= bound]

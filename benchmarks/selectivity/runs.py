@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -119,10 +119,23 @@ def train(job: Job, looks: int, prompts: int, relearn: bool) -> dict[str, Any]:
         **asdict(job), "scores": _scores(final), "loss": round(_loss(job, model), 4),
         "looks": [[point["step"], *(round(point["scores"][key], 3) for key in SCORES)] for point in watch.checkpoints],
         "acted": {key.removeprefix("interptrain/"): float(f"{mean(v):.4g}") for key, v in acted.items()},
-        "alarm": alarm.raised, "seconds": round(seconds, 1), "samples": final.samples[::4],
+        "alarm": alarm.raised, "watched": _watched(curves), "seconds": round(seconds, 1), "samples": final.samples[::4],
         "relearning": _relearn(job, model) if relearn else None,
         "versions": {name: importlib.metadata.version(name) for name in ("interptrain", "torch", "peft")},
     }  # fmt: skip
+
+
+def _watched(curves: Mapping[str, Sequence[float | None]]) -> dict[str, list[float]]:
+    """What the alarm looked at, each time the probe sets were run."""
+    read = {
+        f"{voice} {what}, {on}": key
+        for on in ALARM_ON
+        for voice in OTHER
+        for what, key in (
+            ("fraction", f"concept/{voice}/realised/{on}/fraction"), ("probe", f"concept/{voice}/probe/{on}"),
+        )
+    }  # fmt: skip
+    return {name: [round(v, 3) for v in curves.get(key, ()) if v is not None] for name, key in read.items()}
 
 
 def _rate(job: Job) -> float:

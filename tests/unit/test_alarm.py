@@ -54,6 +54,7 @@ def looked(figures, *, alarm=None, step=10, suppressed=("pirate",)):
 
 MOVES = {
     "its sibling 'royal'": {"fraction": (0.0, MOVED + 0.01, 0.0)},
+    "the linear probe of 'royal'": {"probe": (0.0, PROBE_MOVED + 0.01, 0.0)},
     "the linear probe of 'pirate'": {"probe": (PROBE_MOVED + 0.01, 0.0, 0.0)},
     "what no concept explains": {"unexplained": (UNEXPLAINED_MOVED + 0.01, 0.0, 0.0)},
 }
@@ -86,7 +87,7 @@ def test_nothing_rings_where_nothing_is_suppressed(figures):
 def test_nothing_rings_below_the_thresholds():
     below = reading(
         fraction=(-3.0, MOVED - 0.01, 9.0),
-        probe=(PROBE_MOVED - 0.01, 9.0, 9.0),
+        probe=(PROBE_MOVED - 0.01, PROBE_MOVED - 0.01, 9.0),
         unexplained=(UNEXPLAINED_MOVED - 0.01, 9.0, 9.0),
     )
     assert looked(below) == (False, [])

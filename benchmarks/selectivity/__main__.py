@@ -20,7 +20,7 @@ from rich.console import Console
 
 from benchmarks.selectivity.arms import STUDIES
 from benchmarks.selectivity.pictures import save_doses, save_dots
-from benchmarks.selectivity.runs import Job, done, run
+from benchmarks.selectivity.runs import COOLDOWN, Job, done, run
 from benchmarks.selectivity.tables import page, table_of_doses, table_of_tuning
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -85,7 +85,9 @@ def main() -> None:
                 Job("trait", "pirate", data, tuned, "unsteered", None, seed, 4 if given.quick else SEARCHED)
                 for seed, data, tuned in product(given.seeds, given.data, given.tuning)
             ]
-            run(jobs, doses, console, looks=SEARCH_LOOKS, prompts=PROMPTS, relearn=(), workers=given.workers)
+            run(
+                jobs, doses, console, looks=SEARCH_LOOKS, prompts=PROMPTS, relearn=(), workers=given.workers, cooldown=0
+            )
             console.print(table_of_doses(done(doses)))
         case "tune":
             steps = steps_of(given)
@@ -98,7 +100,11 @@ def main() -> None:
             console.print(table_of_tuning(done(tuning)))
         case "run":
             again = FINALISTS if given.doses == [1] and given.study == "trait" else ()
-            run(jobs_of(given), runs, console, looks=looks, prompts=PROMPTS, relearn=again, workers=given.workers)
+            cooldown = 0 if given.study == "sooner" else COOLDOWN
+            run(
+                jobs_of(given), runs, console, looks=looks, prompts=PROMPTS, relearn=again, workers=given.workers,
+                cooldown=cooldown,
+            )  # fmt: skip
         case "show":
             folder, finished = DOCS if given.out == RESULTS else given.out, done(runs)
             text = page(finished, done(tuning), done(doses), DOSE)

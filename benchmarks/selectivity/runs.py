@@ -65,7 +65,7 @@ class Job:
     steps: int
 
 
-def train(job: Job, looks: int, prompts: int, relearn: bool) -> dict[str, Any]:
+def train(job: Job, looks: int, prompts: int, relearn: bool, cooldown: float = COOLDOWN) -> dict[str, Any]:
     """One run and its scores.
 
     Args:
@@ -73,6 +73,7 @@ def train(job: Job, looks: int, prompts: int, relearn: bool) -> dict[str, Any]:
         looks: how often its behaviour is looked at on the way.
         prompts: of each kind at a look.
         relearn: whether to train on without help afterwards, until the trait is back.
+        cooldown: the last share of the steps, over which the rate falls to 0; none where steps are counted on the way.
     """
     from pytorch_lightning import Trainer
 
@@ -107,7 +108,7 @@ def train(job: Job, looks: int, prompts: int, relearn: bool) -> dict[str, Any]:
         max_steps=job.steps, accelerator="cpu", gradient_clip_val=1.0, callbacks=[steering, watch], logger=False,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
     )  # fmt: skip
-    tuner = FineTuner(model, rate, cooldown=_cooldown(job), loss=_tenfold if arm.tenfold else None)
+    tuner = FineTuner(model, rate, cooldown=cooldown, loss=_tenfold if arm.tenfold else None)
     began = time.monotonic()
     if arm.trains:
         trainer.fit(tuner, islice(_batches(job, arm), job.steps))
@@ -141,11 +142,6 @@ def _watched(curves: Mapping[str, Sequence[float | None]]) -> dict[str, list[flo
 def _rate(job: Job) -> float:
     """The recipe's learning rate; a lower one where its steps are to be counted."""
     return LEARNING_RATE[job.tuning] * (0.6 if job.study == "sooner" else 1.0)
-
-
-def _cooldown(job: Job) -> float:
-    """None where steps are counted on the way."""
-    return 0.0 if job.study == "sooner" else COOLDOWN
 
 
 def _tenfold(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -205,7 +201,7 @@ def done(path: Path) -> list[dict[str, Any]]:
 
 def run(
     jobs: Sequence[Job], path: Path, console: Console, *,
-    looks: int, prompts: int, relearn: Iterable[str], workers: int,
+    looks: int, prompts: int, relearn: Iterable[str], workers: int, cooldown: float = COOLDOWN,
 ) -> None:  # fmt: skip
     """Do what is missing, several runs at a time, and write each as it finishes.
 
@@ -217,6 +213,7 @@ def run(
         prompts: as `train`'s.
         relearn: the arms that train on without help afterwards.
         workers: runs at a time, each in a process of its own.
+        cooldown: as `train`'s.
     """
     known = {tuple(each[key] for key in asdict(job)) for job in jobs[:1] for each in done(path)}
     missing = [job for job in jobs if tuple(asdict(job).values()) not in known]
@@ -224,7 +221,7 @@ def run(
     path.parent.mkdir(parents=True, exist_ok=True)
     again = set(relearn)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(train, job, looks, prompts, job.arm in again) for job in missing]
+        futures = [pool.submit(train, job, looks, prompts, job.arm in again, cooldown) for job in missing]
         for future in track(as_completed(futures), total=len(missing), console=console):
             with path.open("a") as file:
                 file.write(json.dumps(future.result()) + "\n")

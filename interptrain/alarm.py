@@ -45,7 +45,7 @@ class Alarm:
         raised: of each concept that it has warned of: `step`, `what` took over, its `figure`, and `on` which set.
 
     Raises:
-        ValueError: a threshold is not positive, or a concept is its own sibling.
+        ValueError: a threshold is not positive, no set to look at, or a concept is its own sibling.
 
     Example:
         >>> Alarm({"pirate": ["royal"]}).raised
@@ -65,6 +65,8 @@ class Alarm:
         for name in ("flat", "moved", "probe_moved", "unexplained_moved"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, found {getattr(self, name)}")
+        if not self.sets:
+            raise ValueError("the alarm needs at least one probe set to look at, found none in `on`")
         for name, siblings in self.siblings.items():
             if isinstance(siblings, str):
                 raise ValueError(f"siblings of '{name}' must be a list of concepts, found the text {siblings!r}")
@@ -109,7 +111,7 @@ class Alarm:
 
         Args:
             step: optimizer steps done.
-            reading: the probe sets now; one transfer from the device.
+            reading: the probe sets now; one transfer from the device for each that is looked at.
             bank: the concepts.
             suppressed: those with a gain below 1.
 
@@ -119,6 +121,7 @@ class Alarm:
         if not suppressed:
             return False
         self.check(bank, reading.realised)
+        # A list: every set is looked at, whichever rang before it.
         rang = [self._look_on(name, step, reading, bank, suppressed) for name in self.sets]
         return any(rang)
 

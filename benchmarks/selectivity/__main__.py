@@ -79,15 +79,15 @@ def main() -> None:
     console = Console()
     runs, tuning, doses = (given.out / f"selectivity{part}.jsonl" for part in ("", "-tuning", "-dose"))
     looks = SOONER_LOOKS if given.study == "sooner" else LOOKS if given.doses == [1] else LONG_LOOKS
+    counts_steps = given.what == "dose" or given.study == "sooner"
+    options = {"prompts": PROMPTS, "workers": given.workers, "cooldown": 0.0 if counts_steps else COOLDOWN}
     match given.what:
         case "dose":
             jobs = [
                 Job("trait", "pirate", data, tuned, "unsteered", None, seed, 4 if given.quick else SEARCHED)
                 for seed, data, tuned in product(given.seeds, given.data, given.tuning)
             ]
-            run(
-                jobs, doses, console, looks=SEARCH_LOOKS, prompts=PROMPTS, relearn=(), workers=given.workers, cooldown=0
-            )
+            run(jobs, doses, console, looks=SEARCH_LOOKS, relearn=(), **options)
             console.print(table_of_doses(done(doses)))
         case "tune":
             steps = steps_of(given)
@@ -96,15 +96,11 @@ def main() -> None:
                 for seed, data, tuned, name in product(given.seeds, given.data, given.tuning, arms_of(given))
                 for figure in STUDIES[given.study][name].tried
             ]
-            run(jobs, tuning, console, looks=looks, prompts=PROMPTS, relearn=(), workers=given.workers)
+            run(jobs, tuning, console, looks=looks, relearn=(), **options)
             console.print(table_of_tuning(done(tuning)))
         case "run":
             again = FINALISTS if given.doses == [1] and given.study == "trait" else ()
-            cooldown = 0 if given.study == "sooner" else COOLDOWN
-            run(
-                jobs_of(given), runs, console, looks=looks, prompts=PROMPTS, relearn=again, workers=given.workers,
-                cooldown=cooldown,
-            )  # fmt: skip
+            run(jobs_of(given), runs, console, looks=looks, relearn=again, **options)
         case "show":
             folder, finished = DOCS if given.out == RESULTS else given.out, done(runs)
             text = page(finished, done(tuning), done(doses), DOSE)

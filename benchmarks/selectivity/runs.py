@@ -201,7 +201,7 @@ def done(path: Path) -> list[dict[str, Any]]:
 
 def run(
     jobs: Sequence[Job], path: Path, console: Console, *,
-    looks: int, prompts: int, relearn: Iterable[str], workers: int, cooldown: float = COOLDOWN,
+    looks: int, prompts: int, relearn: Iterable[str], workers: int, cooldown: float,
 ) -> None:  # fmt: skip
     """Do what is missing, several runs at a time, and write each as it finishes.
 

@@ -98,13 +98,13 @@ PAGE = """# What keeps a trait out: every run
 Written by `python -m benchmarks.selectivity show` from the runs in `benchmarks/results/selectivity*.jsonl`; what they
 mean is in [evidence.md](evidence.md#interventions). Means over seeds and half of the 95 % interval (Student's t).
 *clean*: the right number and no word of another voice. *plain facts*: questions about facts answered plainly and to the
-point; which colour or animal is named is not scored. *back after*: steps of plain fine-tuning until half of the
-answers are in the trait's voice. *dropped*: the share of tokens above a gate's threshold, mean over the run.
-*s/step*: seconds of a training step while two runs share two cores, which moves by half; ratios measured side by side
-are in [performance.md](performance.md). *alarms / takeovers*: runs in which the alarm rang, and in which a voice other
-than the one kept out was at .10 or more, at the end or on the way; kept out is the trait's, in *sibling* controls the
-other one, in *random* and *shuffled* ones none. *half way*: steps until half of the answers are right; *of unsteered*:
-as a share of its steps, seed by seed.
+point; which colour or animal is named is not scored. *back after*: steps of plain fine-tuning until half of the answers
+are in the trait's voice. *dropped*: the share of tokens above a gate's threshold, mean over the run. *s/step*: seconds
+of a training step while two runs share two cores, which moves by half; ratios measured side by side are in
+[performance.md](performance.md). *alarms / takeovers*: runs in which the alarm rang, and in which a voice other than
+the one kept out was at .10 or more, at the end or on the way; kept out is the trait's, in *sibling* controls the other
+one, in *random* and *shuffled* ones none; which rule of the alarm judged which run is in evidence.md. *half way*: steps
+until half of the answers are right; *of unsteered*: as a share of its steps, seed by seed.
 
 ![Every arm at one dose](selectivity.png)
 

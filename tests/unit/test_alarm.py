@@ -206,6 +206,11 @@ def test_a_threshold_that_is_not_positive_is_refused(threshold, value):
         Alarm(**{threshold: value})
 
 
+def test_an_alarm_that_looks_at_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least one probe set"):
+        Alarm({"pirate": ["royal"]}, on=[])
+
+
 def test_siblings_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="'pirate' cannot be its own sibling"):
         Alarm({"pirate": ["royal", "pirate"]})

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from interptrain.concepts.bank import ConceptBank
 from interptrain.meters.probe_reading import ProbeReading
+from interptrain.warn import warn
 
 # From the royal voice of the tiny world, by the rule in `benchmarks/rerouting.py`; tested there on pirate.
 FLAT, MOVED, PROBE_MOVED, UNEXPLAINED_MOVED = 0.31, 0.41, 0.57, 1.08
@@ -134,10 +134,9 @@ class Alarm:
             if name in self.raised:
                 continue
             self.raised[name] = {"step": step, "what": what, "figure": figure, "on": on}
-            warnings.warn(
+            warn(
                 f"rerouting at step {step}: '{name}' is suppressed and flat ({figures[name]['fraction']:.2f} of the "
                 f"way to its own texts), but {what} moved ({figure:.2f}) on the {on} probe set",
-                stacklevel=7,
             )
         return bool(around)
 
@@ -158,10 +157,9 @@ class Alarm:
         new = [name for name in names if name not in self._unread]
         if new:
             self._unread.update(new)
-            warnings.warn(
+            warn(
                 f"the rerouting alarm cannot watch {', '.join(new)}: no fraction on the {on} probe set; "
                 "give each suppressed concept a probe set of its own name",
-                stacklevel=8,
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from interptrain.readings import KNOWN_METERS
 from interptrain.sites import Site
 from interptrain.views import Views
+from interptrain.warn import warn
 
 
-def check_options(sites: Sequence[Site], *, where: str, cadences: Mapping[str, int], meters: Collection[str]) -> None:
+def check_options(
+    sites: Sequence[Site],
+    *,
+    where: str,
+    cadences: Mapping[str, int],
+    meters: Collection[str],
+    bounds: Mapping[str, float | None],
+) -> None:
     """Raise for options that have no meaning.
 
     Raises:
-        ValueError: an unknown `where` or meter, a cadence below 1, no sites, or LoRA readers in gradient mode.
+        ValueError: an unknown `where` or meter, a cadence below 1, a bound that is not above 0, no sites, or LoRA
+            readers in gradient mode.
     """
     if where not in ("gradient", "update"):
         raise ValueError(f'where must be "gradient" or "update", found {where!r}')
     for name, value in cadences.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, found {value}")
+    for name, bound in bounds.items():
+        if bound is not None and not bound > 0:
+            raise ValueError(f"{name} must be above 0, or None for no bound; found {bound}")
     if isinstance(meters, str) or not set(meters) <= set(KNOWN_METERS):
         raise ValueError(f"meters must be among {', '.join(KNOWN_METERS)}, found {meters!r}")
     if not sites:
@@ -44,9 +56,57 @@ def warn_of_leaks(sites: Sequence[Site], views: Views, names: Sequence[str]) -> 
         if steered is not None and bool((steered.frame.basis @ site.parameter.float()).abs().amax() > 0):
             leaking.append(site.name)
     if leaking:
-        warnings.warn(
+        warn(
             f"{len(leaking)} LoRA writers start with B already inside the steered concepts ({leaking[0]}, ...): "
             "the step s (dB A + B dA) leaks through dA, and the achieved gain will differ from the requested one; "
             'where="update" edits both factors',
-            stacklevel=4,
+        )
+
+
+def check_state(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raise where a saved steering state is of another run than this one.
+
+    Args:
+        state: what was saved.
+        own: what this run would save: `concepts`, `directions`, `where`, `sites` and `seed`.
+
+    Raises:
+        ValueError: they differ; says in what.
+
+    Example:
+        >>> check_state({"concepts": ["pirate"]}, {"concepts": ["royal"]})
+        Traceback (most recent call last):
+        ...
+        ValueError: the saved steering state is of concepts pirate; this run has royal
+    """
+    if state["concepts"] != own["concepts"]:
+        raise ValueError(
+            f"the saved steering state is of concepts {', '.join(state['concepts'])}; "
+            f"this run has {', '.join(own['concepts'])}"
+        )
+    if state.get("directions") != own.get("directions"):
+        raise ValueError(
+            "the saved steering state is of a bank with the same concepts but other directions; resume with the bank "
+            "that the run began with (bank.save, ConceptBank.load)"
+        )
+    for key in ("where", "seed"):
+        if state.get(key) != own.get(key):
+            raise ValueError(f"the saved steering state has {key}={state.get(key)!r}; this run has {own.get(key)!r}")
+    if state.get("sites") != own.get("sites"):
+        gone, new = (
+            sorted(set(a) - set(b)) for a, b in ((state["sites"], own["sites"]), (own["sites"], state["sites"]))
+        )
+        differ = "; ".join(
+            f"{len(names)} sites {what} ({names[0]}, ...)" for what, names in (("gone", gone), ("new", new)) if names
+        )
+        raise ValueError(f"the saved steering state is of other sites: {differ or 'their order differs'}")
+
+
+def warn_of_unowned(sites: Sequence[Site], owned: Collection[Site]) -> None:
+    """Say which sites no attached optimizer trains: they are neither read nor steered."""
+    alone = [site.name for site in sites if site not in owned]
+    if alone:
+        warn(
+            f"{len(alone)} sites belong to no attached optimizer ({alone[0]}, ...): they are neither read nor steered; "
+            "give every optimizer that trains the model",
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -55,11 +56,17 @@ class Turn:
             handle.remove()
         self._handles.clear()
 
+    def parameters(self) -> list[Tensor]:
+        """What a step of this optimizer may change; without an optimizer, the sites."""
+        if self.optimizer is None:
+            return [parameter for site in self.sites for parameter in site.parameters]
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
     def owned(self) -> list[Site]:
         """The sites that a step of this optimizer may change; of a LoRA pair, one factor is enough."""
         if self.optimizer is None:
             return list(self.sites)
-        own = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        own = {id(parameter) for parameter in self.parameters()}
         return [site for site in self.sites if any(id(parameter) in own for parameter in site.parameters)]
 
     def was_skipped(self) -> bool:

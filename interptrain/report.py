@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from interptrain.warn import warn
 
 if TYPE_CHECKING:
     from interptrain.discovery import DiscoveryTable
@@ -132,22 +133,29 @@ class Recorders:
                 recorder.record(report)
             except Exception as error:  # noqa: BLE001  a recorder is the user's code: it must not end the run
                 self._recorders.remove(recorder)
-                warnings.warn(
+                warn(
                     f"{type(recorder).__name__} raised {type(error).__name__}: {error}; it takes no more reports, "
                     "training and steering go on",
-                    stacklevel=3,
                 )
 
 
 @dataclass
 class Window:
-    """A recorder that keeps reports until someone asks for their mean: what lies between two log steps."""
+    """A recorder that keeps reports until someone asks for their mean: what lies between two log steps.
+
+    Args:
+        reports: those kept.
+        limit: how many at most, where it may be that nobody asks; the oldest go first.
+    """
 
     reports: list[StepReport] = field(default_factory=list)
+    limit: int | None = None
 
     def record(self, report: StepReport) -> None:
         """Keep a report."""
         self.reports.append(report)
+        if self.limit is not None and len(self.reports) > self.limit:
+            del self.reports[0]
 
     def drain(self) -> StepReport | None:
         """The mean of what was kept, or None; the window is empty afterwards."""

@@ -6,7 +6,6 @@ It knows no trainer. A loop hands over its optimizers and calls `before_step` be
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -15,7 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from interptrain.alarm import Alarm
-from interptrain.checks import check_options, warn_of_leaks
+from interptrain.checks import check_options, check_state, warn_of_leaks, warn_of_unowned
+from interptrain.clipping import clip_
 from interptrain.concepts.bank import ConceptBank
 from interptrain.gradients import Gradient, gradients_of, steer_gradients_
 from interptrain.interventions.intervention import Context, Intervention, split
@@ -31,6 +31,7 @@ from interptrain.steering.rules import Gains, Observe, Rule, chain, observe, rea
 from interptrain.step import Step
 from interptrain.updates import Snapshots, Update, snapshot_bytes, steer_updates_
 from interptrain.views import SteeredFrame, Views
+from interptrain.warn import warn
 
 Moved = TypeVar("Moved", Gradient, Update)  # what a rule can steer at a site
 
@@ -62,6 +63,7 @@ class Steerer:
         recorders: take the report of each measured step.
         ridge: allow nearly parallel directions, at the price of inexact gains.
         norm_cap: bound on the relative size of the edit at each site; None for no bound.
+        clip_norm: clip the norm of each optimizer's gradients to this, after they are steered; None leaves them.
         null_every: measure the parameters' null groups on every n-th measured step; they cost more than the
             concepts do.
         meters: which of `demand`, `gradient` and `write` to measure, and `reinforced` on request; `write` keeps a
@@ -114,6 +116,7 @@ class Steerer:
         recorders: Sequence[Recorder] = (),
         ridge: float = 0.0,
         norm_cap: float | None = None,
+        clip_norm: float | None = None,
         null_every: int = 10,
         meters: Collection[str] = METERS,
         probes: ProbeSets | Mapping[str, Iterable[Mapping[str, Tensor]]] | None = None,
@@ -128,10 +131,12 @@ class Steerer:
         self.bank, self.sites, self.where = bank, tuple(sites), where
         cadences = {"every": every, "null_every": null_every, "probe_every": probe_every}
         check_options(
-            self.sites, where=where, cadences=cadences | {"discover_every": discover_every or 1}, meters=meters
-        )
+            self.sites, where=where, cadences=cadences | {"discover_every": discover_every or 1}, meters=meters,
+            bounds={"norm_cap": norm_cap, "clip_norm": clip_norm},
+        )  # fmt: skip
         self._probe_every, self._discover_every = probe_every, discover_every
-        self._every, self._null_every, self._norm_cap = every, null_every, norm_cap
+        self._every, self._null_every, self._norm_cap, self._clip_norm = every, null_every, norm_cap, clip_norm
+        self._seed = seed
         self._recorders = Recorders(recorders)
         self._backend = Backend(backend)
         self._views = Views(bank, ridge=ridge, seed=seed)
@@ -211,6 +216,7 @@ class Steerer:
             self._intervene(model, bool(optimizers))
             for turn in self._turns:
                 turn.listen(self._keep, self._after)
+            warn_of_unowned(self.sites, {site for turn in self._turns for site in turn.owned()})
         except BaseException:
             self.detach()
             raise
@@ -240,8 +246,10 @@ class Steerer:
     def watch(self, labels: Tensor | None) -> None:
         """Say which tokens of the coming forward pass are in the loss: labels `[batch, token]`, -100 ignored.
 
-        None counts every token.
+        None counts every token. Passes of an intervention's own are let go by.
         """
+        if self._readings.positions.asking:
+            return
         self._readings.positions.current = None if labels is None else loss_positions(labels)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # between graphs; under fullgraph=True an error names it
@@ -275,6 +283,8 @@ class Steerer:
             signs = self._readings.toward_by_gradient(step.gradients) if self._reads_signs else None
             step.gains = self._gains(signs, turn.step)
             self._edit_gradients(step)
+        if self._clip_norm is not None:
+            clip_(turn.parameters(), self._clip_norm * gradient_scale)
         return self._finish(turn) if turn.optimizer is None else None
 
     @property
@@ -300,7 +310,7 @@ class Steerer:
         probes = self._readings.probes
         kept = {"cumulative": self._readings.cumulative, "null_means": self._readings.null_means}
         return {
-            "concepts": list(self.bank.names),
+            **self._identity(),
             "steps": [turn.step for turn in self._turns],
             **{key: {name: value.cpu() for name, value in values.items()} for key, values in kept.items()},
             "probes": probes.state_dict() if probes is not None and probes.started else None,
@@ -314,14 +324,10 @@ class Steerer:
         What the probe sets were before the first of the runs is taken over, whatever the model is now.
 
         Raises:
-            ValueError: it belongs to a bank of other concepts, to other probe texts (those of interventions too), or
-                to another number of optimizers.
+            ValueError: it belongs to a bank of other concepts or directions, to other sites, another `where` or seed,
+                to other probe texts (those of interventions too), or to another number of optimizers.
         """
-        if tuple(state["concepts"]) != self.bank.names:
-            raise ValueError(
-                f"the saved steering state is of concepts {', '.join(state['concepts'])}; "
-                f"this bank has {', '.join(self.bank.names)}"
-            )
+        check_state(state, self._identity())
         self._resumed = [int(step) for step in state["steps"]]
         if self._model is not None:
             self._resume_steps()
@@ -337,6 +343,16 @@ class Steerer:
         else:
             self._context.restore(kept)
         self._listen()
+
+    def _identity(self) -> dict[str, Any]:
+        """What a saved state must have in common with the run that goes on with it; names without wrappers'."""
+        return {
+            "concepts": list(self.bank.names),
+            "directions": self.bank.digest(),
+            "where": self.where,
+            "seed": self._seed,
+            "sites": [site.name.replace("_orig_mod.", "").removeprefix("module.") for site in self.sites],
+        }
 
     @property
     def _interventions_kept(self) -> dict[str, Tensor]:
@@ -519,10 +535,9 @@ class Steerer:
             return
         self._heard = True
         if "demand" not in step.readings:
-            warnings.warn(
+            warn(
                 f"no gradient reached {', '.join(self.bank.hook_points)} in the first step, so demand is not measured: "
                 "nothing below the hook trains, or the forward pass was not the model's own",
-                stacklevel=4,
             )
 
     def _check_names(self, gains: Gains) -> None:

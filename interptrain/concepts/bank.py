@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -138,6 +139,12 @@ class ConceptBank:
     def hook_points(self) -> tuple[str, ...]:
         """Hook points in the order of their first row."""
         return tuple(dict.fromkeys(self.hooks))
+
+    def digest(self) -> str:
+        """Tells this bank's directions from any others: a hash of names, hooks and directions."""
+        found = hashlib.sha256(json.dumps([self.concepts, self.hooks]).encode())
+        found.update(self.directions.cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()
 
     def rows(self, name: str, hook: str | None = None) -> tuple[int, ...]:
         """Row numbers of a concept, at one hook if given.

@@ -1,0 +1,259 @@
+"""What every callback does, whatever the loop: find the sites, attach, hand the curves on, keep the state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias, TypedDict, Unpack
+
+from rich.console import Console
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from interptrain.alarm import Alarm
+from interptrain.concepts import ConceptBank
+from interptrain.discovery import DiscoveryTable
+from interptrain.gain_check import GainCheck
+from interptrain.interventions.intervention import Intervention, split
+from interptrain.meters.probes import ProbeSets
+from interptrain.meters.tokens import IGNORED_LABEL
+from interptrain.plan import Plan, summary_table
+from interptrain.report import Recorder, Window
+from interptrain.sites import Site, find_sites
+from interptrain.steerer import Steerer
+from interptrain.steering import Rule, observe
+from interptrain.warn import warn
+
+Labels: TypeAlias = Callable[[Any], Tensor | None]
+Rules: TypeAlias = Rule | Intervention | Iterable[Rule | Intervention]
+
+
+class Options(TypedDict, total=False):
+    """What every callback takes beside a bank and a rule.
+
+    Args:
+        sites: where the concepts meet the parameters; by default trainable writers that run before the hook point and
+            trainable readers after it.
+        where: `"gradient"`, the default, or `"update"`: exact on what the optimizer did, LoRA readers included.
+        every: measure on every n-th optimizer step; steering acts on all of them.
+        recorders: take the report of each measured step.
+        skip: name patterns of trainable parameters to leave alone where they are not understood.
+        labels: from a batch (the forward pass's keyword arguments where the loop does not show its batches) to its
+            labels `[batch, token]` (-100: not in the loss); by default its `labels`, else what its `attention_mask`
+            keeps, else every token.
+        summary: print what is held when training starts, and a table when it ends.
+        ridge: allow nearly parallel directions, at the price of inexact gains.
+        norm_cap: bound on the relative size of the edit at each site.
+        clip_norm: clip the norm of each optimizer's gradients to this, after they are steered: what makes a clipped
+            run the same in every loop, with the loop's own clipping turned off.
+        null_every: measure the parameters' null groups on every n-th measured step.
+        meters: which of `demand`, `gradient` and `write` to measure, and `reinforced` on request; `write` keeps a
+            copy of the sites.
+        probes: fixed texts by set, `{"neutral": batches, "pirate": batches}`: what training makes of them is
+            measured against the model before training.
+        probe_every: run them after every n-th optimizer step.
+        discover_every: on every n-th step ask which of all the dictionary's latents it teaches; None never.
+        latent_labels: what those latents are about.
+        alarm: warns when something else moves in place of a suppressed concept; needs probes.
+        backend: `"torch"`, `"cuda"` (this package's kernels, or an error at the start) or `"auto"`, whichever can
+            run; the start line says which and why.
+        seed: of the null groups.
+        name: tells several callbacks of one run apart, in their metrics (`NAME/concept/...`) and in checkpoints.
+    """
+
+    sites: Iterable[Site] | None
+    where: str
+    every: int
+    recorders: Sequence[Recorder]
+    skip: Sequence[str]
+    labels: Labels | None
+    summary: bool
+    ridge: float
+    norm_cap: float | None
+    clip_norm: float | None
+    null_every: int
+    meters: Collection[str]
+    probes: ProbeSets | Mapping[str, Iterable[Mapping[str, Tensor]]] | None
+    probe_every: int
+    discover_every: int | None
+    latent_labels: Mapping[int, str] | None
+    alarm: Alarm | None
+    backend: str
+    seed: int
+    name: str
+
+
+class Session:
+    """A steerer from fit to fit: a callback says when things happen, and this knows what is to be done then.
+
+    Args:
+        bank: the concepts.
+        rule: what to do to them; a sequence is chained and may hold interventions.
+        kept: reports kept at most until somebody asks for their mean.
+        options: see `Options`.
+
+    Raises:
+        TypeError: an option that is not known.
+    """
+
+    def __init__(
+        self, bank: ConceptBank, rule: Rules | None = None, *, kept: int | None = None, **options: Unpack[Options]
+    ) -> None:
+        unknown = sorted(set(options) - set(Options.__annotations__))
+        if unknown:
+            raise TypeError(f"unknown options {', '.join(unknown)}; known are {', '.join(Options.__annotations__)}")
+        given: dict[str, Any] = dict(options)
+        sites = given.pop("sites", None)
+        self.bank, self.name = bank, str(given.pop("name", ""))
+        self._rule: Rules = observe() if rule is None else rule
+        self._sites = None if sites is None else tuple(sites)
+        self._skip = tuple(given.pop("skip", ()))
+        self._labels: Labels = given.pop("labels", None) or labels_of
+        self._summary = given.pop("summary", True)
+        self._window = Window(limit=kept)
+        given["recorders"] = (*given.get("recorders", ()), self._window)
+        self._options = given
+        self._steerer: Steerer | None = None
+        self._model: nn.Module | None = None
+        self._restored: Mapping[str, Any] | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self.figures: dict[str, float] = {}
+        self.tables: dict[str, DiscoveryTable] = {}
+        self._gains = GainCheck()
+        self._training: frozenset[str] = frozenset()
+
+    @property
+    def rule(self) -> Rules:
+        """What is done to the concepts; assign to it in mid-run to change it from the next step on.
+
+        Interventions are those of the start until a fit ends: assigned rules act beside them.
+        """
+        return self._rule
+
+    @rule.setter
+    def rule(self, rule: Rules) -> None:
+        if self._steerer is not None and self._steerer.attached:
+            self._steerer.set_rule(rule)
+            rule = [*split(rule)[0], *split(self._rule)[1]]
+        self._rule = rule
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The latest figures by the names they are logged under."""
+        return {f"{self.name}/{key}": value for key, value in self.figures.items()} if self.name else self.figures
+
+    @property
+    def steerer(self) -> Steerer:
+        """The engine of this fit."""
+        assert self._steerer is not None, "training has not started"
+        return self._steerer
+
+    def dry_run(self, model: nn.Module, *, show: bool = True) -> Plan:
+        """List the sites, the memory they cost, and what was left out and why; nothing is attached."""
+        plan = Plan.of(self._steerer_for(model), model, skip=self._skip)
+        if show:
+            Console().print(plan)
+        return plan
+
+    def start(self, model: nn.Module, *optimizers: Optimizer, say: bool = True) -> None:
+        """Find the sites, attach, and go on from a restored state; or say what does not fit and leave nothing behind.
+
+        Args:
+            model: in training.
+            optimizers: that train it.
+            say: whether this process prints.
+        """
+        self.end()
+        self._begin()
+        steerer = self._steerer_for(model)
+        if self._restored is not None:
+            steerer.load_state_dict(self._restored)
+        steerer.attach(model, *optimizers)
+        self._steerer, self._model, self._restored = steerer, model, None
+        self._training = _trainable(model)
+        if self._summary and say:
+            held = f"{steerer.held_bytes() / 2**20:.1f} MiB beside the model"
+            sites = f"{len(steerer.sites)} sites (dry_run(model) lists them)"
+            Console().print(f"interptrain: {sites}, {held}, projected by {steerer.projected_by}")
+
+    def watch(self, batch: Any) -> None:
+        """Tell the meters which tokens of a batch are in the loss."""
+        self.steerer.watch(self._labels(batch))
+
+    def drain(self) -> bool:
+        """Bring what was measured since the last time to the host, in one transfer: `figures` and `tables`.
+
+        Returns:
+            Whether anything was measured.
+        """
+        report = self._window.drain()
+        if report is None:
+            return False
+        self.figures = report.scalars()
+        self.tables |= report.discoveries
+        self._warn(report.step + 1)
+        return True
+
+    def summarise(self, *, say: bool = True) -> None:
+        """Print the last figures and tables, if any."""
+        self.drain()
+        if self._summary and say and self.figures:
+            Console().print(summary_table(self.bank.names, self.figures), *self.tables.values())
+
+    def end(self) -> None:
+        """Leave nothing behind on the model and its optimizers."""
+        if self._steerer is not None:
+            self._steerer.detach()
+        self._window.drain()
+        self._model = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The steering state, for a checkpoint; of the last fit, where none is going on."""
+        return {} if self._steerer is None else self._steerer.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Keep a checkpoint's steering state until training starts."""
+        self._restored = state or None
+
+    def _steerer_for(self, model: nn.Module) -> Steerer:
+        where = self._options.get("where", "gradient")
+        sites = find_sites(model, self.bank, skip=self._skip, where=where) if self._sites is None else self._sites
+        return Steerer(self.bank, sites, self._rule, **self._options)
+
+    def _warn(self, step: int) -> None:
+        """Of gains that part, of gradients that are not finite, and of parameters that train in mid-run."""
+        if (parted := self._gains.parted(self.figures, self.bank.names)) is not None:
+            warn(f"{parted}, by step {step}")
+        bad = int(self.figures.get("interptrain/nonfinite_sites", 0))
+        if bad:
+            warn(
+                f"{bad} site gradients held NaN or infinity before step {step}; where they did they were "
+                "left as they were found, and none of them is in the curves",
+            )
+        if self._model is not None and (new := sorted(_trainable(self._model) - self._training)):
+            self._training |= set(new)
+            warn(
+                f"{len(new)} parameters began to train after the start ({new[0]}, ...): they are neither read nor "
+                "steered; start a new fit to find their sites",
+            )
+
+
+def labels_of(batch: Any) -> Tensor | None:
+    """A batch's labels; without them, every token that the attention mask keeps.
+
+    Example:
+        >>> import torch
+        >>> ids, mask = torch.tensor([[5, 6, 0]]), torch.tensor([[1, 1, 0]])
+        >>> labels_of({"input_ids": ids, "attention_mask": mask})
+        tensor([[   1,    1, -100]])
+    """
+    if not isinstance(batch, Mapping):
+        return None
+    if batch.get("labels") is None and batch.get("attention_mask") is not None:
+        return batch["attention_mask"].masked_fill(batch["attention_mask"] == 0, IGNORED_LABEL)
+    return batch.get("labels")
+
+
+def _trainable(model: nn.Module) -> frozenset[str]:
+    return frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)

@@ -1,0 +1,25 @@
+"""Warnings that point at the line of the user's or of the trainer's that led here, not at ours."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from types import FrameType
+
+
+def warn(message: str) -> None:
+    """Warn with the nearest line outside this package.
+
+    Example:
+        >>> import warnings
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     warn("the alarm rang")
+        >>> str(caught[0].message)
+        'the alarm rang'
+    """
+    package, level = __name__.partition(".")[0], 1
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] == package:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)

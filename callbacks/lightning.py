@@ -9,10 +9,11 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.plugins import MixedPrecision
 from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from interptrain.concepts import ConceptBank
+from interptrain.optimizers import loss_scale
 from interptrain.plan import Plan
 from interptrain.session import Options, Rules, Session
 
@@ -97,7 +98,8 @@ class ConceptSteering(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Measure the gradients of this optimizer's parameters, and steer them in gradient mode."""
-        scale = _loss_scale(trainer, pl_module)
+        plugin = trainer.precision_plugin
+        scale = loss_scale(plugin.scaler if isinstance(plugin, MixedPrecision) else None, optimizer)
         kept = getattr(optimizer, "_step_supports_amp_scaling", False)  # fused ones unscale in their own step
         self._session.steerer.before_step(optimizer, loss_scale=scale, gradient_scale=scale if kept else 1.0)
         self._stepped = True
@@ -149,10 +151,3 @@ class ConceptSteering(Callback):
                     data = [list(row.values()) for row in table.rows()]
                     logger.log_table(f"interptrain/discovery/{hook}", list(table.columns), data, step=table.step)
         return True
-
-
-def _loss_scale(trainer: Trainer, pl_module: LightningModule) -> Tensor | float:
-    plugin = trainer.precision_plugin
-    if isinstance(plugin, MixedPrecision) and plugin.scaler is not None:
-        return plugin.scaler.scale(torch.ones((), device=pl_module.device))  # on the device: no synchronisation
-    return 1.0

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -96,3 +97,16 @@ def refuse(optimizer: Optimizer) -> None:
 def turns(optimizers: Iterable[Optimizer], sites: tuple[Site, ...], *, done: int = 0) -> list[Turn]:
     """A turn for each optimizer; one without an optimizer if there are none."""
     return [Turn(optimizer, sites, done) for optimizer in optimizers] or [Turn(None, sites, done)]
+
+
+def bare(optimizer: Optimizer) -> Optimizer:
+    """The optimizer inside accelerate's wrapper, which takes no hooks; any other as it is."""
+    return vars(optimizer).get("optimizer", optimizer)
+
+
+def loss_scale(scaler: GradScaler | None, optimizer: Optimizer) -> Tensor | float:
+    """What a loss is multiplied by that goes through this scaler, on the device: nothing waits for it."""
+    if scaler is None or not scaler.is_enabled():
+        return 1.0
+    device = next(parameter.device for group in optimizer.param_groups for parameter in group["params"])
+    return scaler.scale(torch.ones((), device=device))

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypedDict, Unpack
 
+import torch
 from rich.console import Console
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from interptrain.alarm import Alarm
 from interptrain.concepts import ConceptBank
 from interptrain.discovery import DiscoveryTable
 from interptrain.gain_check import GainCheck
 from interptrain.interventions.intervention import Intervention, split
-from interptrain.meters.probes import ProbeSets
+from interptrain.meters.probes import ProbeSets, callable_model
 from interptrain.meters.tokens import IGNORED_LABEL
 from interptrain.plan import Plan, summary_table
 from interptrain.report import Recorder, Window
@@ -115,6 +117,7 @@ class Session:
         self._steerer: Steerer | None = None
         self._model: nn.Module | None = None
         self._restored: Mapping[str, Any] | None = None
+        self._handle: RemovableHandle | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -122,6 +125,7 @@ class Session:
         self.tables: dict[str, DiscoveryTable] = {}
         self._gains = GainCheck()
         self._training: frozenset[str] = frozenset()
+        self.heed_batches = True
 
     @property
     def rule(self) -> Rules:
@@ -181,6 +185,22 @@ class Session:
         """Tell the meters which tokens of a batch are in the loss."""
         self.steerer.watch(self._labels(batch))
 
+    def listen(self, model: nn.Module) -> None:
+        """Take the labels from the model's own call, in a loop that does not show its batches.
+
+        A model that takes no `input_ids` by name has none to take; then every token counts, or what `watch` says.
+        """
+        try:
+            module = callable_model(model)
+        except ValueError:
+            return
+
+        def heed(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+            if torch.is_grad_enabled() and self.heed_batches:
+                self.watch(kwargs)
+
+        self._handle = module.register_forward_pre_hook(heed, with_kwargs=True)
+
     def drain(self) -> bool:
         """Bring what was measured since the last time to the host, in one transfer: `figures` and `tables`.
 
@@ -203,10 +223,12 @@ class Session:
 
     def end(self) -> None:
         """Leave nothing behind on the model and its optimizers."""
+        if self._handle is not None:
+            self._handle.remove()
         if self._steerer is not None:
             self._steerer.detach()
         self._window.drain()
-        self._model = None
+        self._model = self._handle = None
 
     def state_dict(self) -> dict[str, Any]:
         """The steering state, for a checkpoint; of the last fit, where none is going on."""

@@ -8,7 +8,7 @@ from types import FrameType
 
 
 def warn(message: str) -> None:
-    """Warn with the nearest line outside this package.
+    """Warn with the nearest line outside this package and torch, whose decorators and hooks lie between.
 
     Example:
         >>> import warnings
@@ -18,8 +18,8 @@ def warn(message: str) -> None:
         >>> str(caught[0].message)
         'the alarm rang'
     """
-    package, level = __name__.partition(".")[0], 1
+    inside, level = (__name__.partition(".")[0], "torch"), 1
     frame: FrameType | None = sys._getframe()
-    while frame is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] == package:
+    while frame is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] in inside:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)

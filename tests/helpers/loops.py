@@ -68,8 +68,8 @@ def hugging_face(model, folder, *callbacks, make_optimizer=adamw, data=None, **s
     """A quiet Hugging Face trainer on the CPU."""
     settings = {"max_steps": STEPS, "max_grad_norm": 0.0, "save_strategy": "no", "report_to": []} | settings
     arguments = TrainingArguments(
-        str(folder), train_sampling_strategy="sequential", per_device_train_batch_size=8, use_cpu=True, disable_tqdm=True, seed=0,
-        **settings,
+        str(folder), train_sampling_strategy="sequential", per_device_train_batch_size=8, use_cpu=True,
+        disable_tqdm=True, seed=0, **settings,
     )  # fmt: skip
     optimizer = make_optimizer([parameter for parameter in model.parameters() if parameter.requires_grad])
     constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _step: 1.0)

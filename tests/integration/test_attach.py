@@ -164,7 +164,7 @@ def test_a_step_that_the_scaler_skips_is_not_counted(bank):
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_a_compiled_model_is_read_and_steered_like_any_other(bank, backend):
+def test_a_compiled_model_is_read_and_steered_like_any_other(bank, backend, unchecked_shapes):
     torch._dynamo.reset()
     model, optimizer = _fresh()
     recorder, expected = MemoryRecorder(), MemoryRecorder()

@@ -1,6 +1,7 @@
-"""What takes reports: one file a sink."""
+"""What takes reports: one file a sink. A logging library is imported when its recorder is made."""
 
 from interptrain.recorders.jsonl import JSONLRecorder
 from interptrain.recorders.memory import MemoryRecorder
+from interptrain.recorders.tensorboard import TensorBoardRecorder
 
-__all__ = ["JSONLRecorder", "MemoryRecorder"]
+__all__ = ["JSONLRecorder", "MemoryRecorder", "TensorBoardRecorder"]

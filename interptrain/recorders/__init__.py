@@ -3,5 +3,6 @@
 from interptrain.recorders.jsonl import JSONLRecorder
 from interptrain.recorders.memory import MemoryRecorder
 from interptrain.recorders.tensorboard import TensorBoardRecorder
+from interptrain.recorders.wandb import WandbRecorder
 
-__all__ = ["JSONLRecorder", "MemoryRecorder", "TensorBoardRecorder"]
+__all__ = ["JSONLRecorder", "MemoryRecorder", "TensorBoardRecorder", "WandbRecorder"]

@@ -40,6 +40,7 @@ FORBIDDEN = {
         ("concepts/bank.py", "from sae_lens import SAE"),
         ("recorders/__init__.py", "import wandb"),
         ("report.py", "def later():\n    import wandb"),
+        ("recorders/memory.py", "import wandb"),
         ("recorders/jsonl.py", "from tensorboard.summary import Writer"),
     ],
     "Rules see coefficients, never parameters": [

@@ -3,7 +3,6 @@ import math
 import pytest
 import torch
 
-from interptrain.recorders import JSONLRecorder, MemoryRecorder
 from interptrain.report import Plain, Reading, StepReport, Window, average
 
 
@@ -60,30 +59,3 @@ def test_a_window_is_empty_after_it_is_drained():
     window.record(report(0, 0.2))
     assert window.drain() is not None
     assert window.drain() is None
-
-
-def test_curves_have_one_entry_a_report_and_none_for_what_is_missing():
-    recorder = MemoryRecorder()
-    recorder.record(report(0, 0.2))
-    recorder.record(report(5, math.nan))
-    curves = recorder.curves()
-    assert curves["step"] == [0.0, 5.0]
-    assert curves["concept/pirate/gradient"] == [pytest.approx(0.2), None]
-
-
-def test_jsonl_appends_a_line_a_report(tmp_path):
-    import json
-
-    path = tmp_path / "new" / "curves.jsonl"
-    JSONLRecorder(path).record(report(0, 0.2))
-    JSONLRecorder(path).record(report(1, 0.3))
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [line["step"] for line in lines] == [0, 1]
-    assert lines[1]["schema"] == 1
-    assert lines[1]["concept/pirate/demand"] == pytest.approx(0.3)
-
-
-def test_jsonl_refuses_a_path_it_cannot_write(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="cannot write"):
-        JSONLRecorder(tmp_path / "file" / "curves.jsonl")

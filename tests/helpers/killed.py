@@ -50,9 +50,7 @@ def in_lightning(model, folder, steps):
     given, options = steering(folder)
     whole = [path for path in newest(folder, "*.ckpt") if _is_whole(path)]
     keep = ModelCheckpoint(folder, "{step}", every_n_train_steps=EVERY, save_top_k=-1)
-    run = trainer(
-        folder, lightning.ConceptSteering(*given, **options), keep, steps=steps, enable_checkpointing=True
-    )
+    run = trainer(folder, lightning.ConceptSteering(*given, **options), keep, steps=steps, enable_checkpointing=True)
     run.fit(Tuning(model, adamw), data(), ckpt_path=whole[0] if whole else None, weights_only=False)
 
 
@@ -135,7 +133,9 @@ def start(loop, folder, steps, *, kill_after=None, patience=120.0):
             process.kill()
     expected = 0 if kill_after is None else -signal.SIGKILL
     if process.exitcode != expected:
-        raise RuntimeError(f"{loop} ended with {process.exitcode}, expected {expected}:\n{(folder / 'log').read_text()}")
+        raise RuntimeError(
+            f"{loop} ended with {process.exitcode}, expected {expected}:\n{(folder / 'log').read_text()}"
+        )
 
 
 def _quietly(loop, folder, steps):

@@ -90,7 +90,7 @@ class Views:
         key = (rows, tuple(names), device, None if site.norm is None else site.norm.module)
         version = self._version(site)
         if key not in self._frames or self._frames[key][0] != version:
-            self._frames[key] = (version, self._factorise(site, rows, names, device))
+            self._frames[key] = (version, self._factorise(site, rows, names, device, ask=key not in self._frames))
         return self._frames[key][1]
 
     def means(self, rows: tuple[int, ...], device: torch.device) -> Float[Tensor, "one_and_flips concept d_model"]:
@@ -108,14 +108,14 @@ class Views:
         return sum(held.values())
 
     def _factorise(
-        self, site: Site, rows: Sequence[int], names: Sequence[str], device: torch.device
+        self, site: Site, rows: Sequence[int], names: Sequence[str], device: torch.device, *, ask: bool
     ) -> SteeredFrame | None:
         named = [(row, names.index(self._bank.concepts[row])) for row in rows if self._bank.concepts[row] in names]
         if not named:
             return None
         directions = self._bank.directions[[row for row, _ in named]].to(device)
         try:
-            frame = Frame.of(site.directions(directions), ridge=self._ridge)
+            frame = Frame.of(site.directions(directions), ridge=self._ridge, ask=ask)
         except ValueError as error:
             raise ValueError(f"concepts {', '.join(names)} at '{site.name}': {error}") from None
         return SteeredFrame(frame, torch.tensor([number for _, number in named], device=device))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 MINIMUM_EIGENVALUE = 1e-4  # of the Gram matrix of unit rows: two rows at cosine .9999
@@ -33,27 +33,43 @@ class Frame:
     solver: Float[Tensor, "direction direction"]
 
     @classmethod
-    def of(cls, directions: Float[Tensor, "direction d_model"], *, ridge: float = 0.0) -> Frame:
+    def of(cls, directions: Float[Tensor, "direction d_model"], *, ridge: float = 0.0, ask: bool = True) -> Frame:
         """Factorise unit rows, in float64, onto the device and into the precision of float32.
+
+        Args:
+            directions: `D`.
+            ridge: added to the Gram matrix's diagonal.
+            ask: raise for rows that cannot be steered apart, which waits for the device. Else such rows, and any that
+                are not finite, make a frame that steers nothing: `T = 0`.
 
         Raises:
             ValueError: rows are so nearly parallel that a gain for each has no meaning, and no ridge was asked for.
         """
         rows, width = directions.shape
         exact = directions.double()
-        if ridge == 0:
+        if ask and ridge == 0:
             _refuse_parallel_rows(exact)
         elif rows > width:
             raise ValueError(f"{rows} directions cannot be steered apart in a stream of width {width}")
         q, r = torch.linalg.qr(exact.T)
         factor = r.T
         regularised = factor @ factor.T + ridge * torch.eye(rows, dtype=torch.float64, device=factor.device)
-        solver = torch.linalg.solve(regularised, factor).T
+        solver = torch.linalg.solve_ex(regularised, factor)[0].T
+        if not ask:
+            solver = torch.where(_apart(exact, ridge), solver, 0.0)
         return cls(q.T.float().contiguous(), factor.float(), solver.float())
 
     def mixing(self, gains: Float[Tensor, "direction"]) -> Float[Tensor, "direction direction"]:
         """`T` for these gains: what the correction does in the coordinates of the basis."""
         return self.solver @ ((gains - 1)[:, None] * self.factor)
+
+
+def _apart(directions: Float[Tensor, "direction d_model"], ridge: float) -> Bool[Tensor, ""]:
+    """Whether no eigenvalue of the Gram matrix is too small to steer by; nothing waits for the device."""
+    gram = directions @ directions.T
+    room = ridge if ridge > 0 else -MINIMUM_EIGENVALUE
+    shifted = gram + room * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return torch.isfinite(gram).all() & (torch.linalg.cholesky_ex(shifted)[1] == 0)
 
 
 def _refuse_parallel_rows(directions: Float[Tensor, "direction d_model"]) -> None:

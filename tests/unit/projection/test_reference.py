@@ -194,3 +194,18 @@ def test_energies_agree_between_their_two_ways(other):
     columns = torch.randn(32, other, generator=generator)
     expected = np.square(np.einsum("gkd,dn->gkn", bases.double(), columns.double())).sum(-1)
     np.testing.assert_allclose(energies(columns, bases), expected, rtol=1e-4)
+
+
+def test_a_frame_that_nobody_is_asked_about_steers_nothing_where_its_rows_cannot_be_steered_apart():
+    apart = torch.eye(4)[:2]
+    parallel = torch.stack([apart[0], apart[0] + 1e-6 * apart[1]])
+    unknown = apart.clone()
+    unknown[0, 0] = torch.nan
+    gains = torch.tensor([0.0, 2.0])
+    assert Frame.of(apart, ask=False).mixing(gains).equal(Frame.of(apart).mixing(gains))
+    assert Frame.of(apart).mixing(gains).abs().max() > 0.5
+    for rows in (parallel, unknown):
+        gradient = torch.ones(4, 3)
+        frame = Frame.of(rows, ask=False)
+        correct_(gradient, frame.basis, frame.mixing(gains))
+        assert gradient.equal(torch.ones(4, 3))

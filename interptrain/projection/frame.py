@@ -40,7 +40,7 @@ class Frame:
             directions: `D`.
             ridge: added to the Gram matrix's diagonal.
             ask: raise for rows that cannot be steered apart, which waits for the device. Else such rows, and any that
-                are not finite, make a frame that steers nothing: `T = 0`.
+                are not finite, make a frame that steers nothing: `Q = 0`.
 
         Raises:
             ValueError: rows are so nearly parallel that a gain for each has no meaning, and no ridge was asked for.
@@ -56,7 +56,8 @@ class Frame:
         regularised = factor @ factor.T + ridge * torch.eye(rows, dtype=torch.float64, device=factor.device)
         solver = torch.linalg.solve_ex(regularised, factor)[0].T
         if not ask:
-            solver = torch.where(_apart(exact, ridge), solver, 0.0)
+            apart = _apart(exact, ridge)
+            q, factor, solver = (torch.where(apart, each, 0.0) for each in (q, factor, solver))
         return cls(q.T.float().contiguous(), factor.float(), solver.float())
 
     def mixing(self, gains: Float[Tensor, "direction"]) -> Float[Tensor, "direction direction"]:
@@ -74,6 +75,8 @@ def _apart(directions: Float[Tensor, "direction d_model"], ridge: float) -> Bool
 
 def _refuse_parallel_rows(directions: Float[Tensor, "direction d_model"]) -> None:
     gram = directions @ directions.T
+    if not torch.isfinite(gram).all():
+        raise ValueError("directions hold NaN or infinity; does the norm in front of the parameter?")
     smallest = float(torch.linalg.eigvalsh(gram)[0])
     if smallest > MINIMUM_EIGENVALUE:
         return

@@ -209,3 +209,5 @@ def test_a_frame_that_nobody_is_asked_about_steers_nothing_where_its_rows_cannot
         frame = Frame.of(rows, ask=False)
         correct_(gradient, frame.basis, frame.mixing(gains))
         assert gradient.equal(torch.ones(4, 3))
+    with pytest.raises(ValueError, match="directions hold NaN or infinity"):
+        Frame.of(unknown)

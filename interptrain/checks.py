@@ -9,6 +9,7 @@ import torch
 
 from interptrain.readings import KNOWN_METERS
 from interptrain.sites import Site
+from interptrain.sites.sharding import whole
 from interptrain.views import Views
 from interptrain.warn import warn
 
@@ -53,7 +54,7 @@ def warn_of_leaks(sites: Sequence[Site], views: Views, names: Sequence[str]) -> 
     leaking = []
     for site in sites:
         steered = views.frame(site, names, site.parameter.device) if site.partner is not None else None
-        if steered is not None and bool((steered.frame.basis @ site.parameter.float()).abs().amax() > 0):
+        if steered is not None and bool((steered.frame.basis @ whole(site.parameter).float()).abs().amax() > 0):
             leaking.append(site.name)
     if leaking:
         warn(

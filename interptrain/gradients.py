@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from interptrain.projection import Matrix, Projector, as_columns, capped
+from interptrain.projection import Matrix, Part, ShardedProjector, as_columns
 from interptrain.sites import Site
+from interptrain.sites.sharding import local, part_of
 from interptrain.views import SteeredFrame
 
 
@@ -19,15 +20,17 @@ class Gradient:
 
     Args:
         site: where.
-        columns: a view of it, residual axis first.
+        columns: a view of it, residual axis first, as far as this process has it.
+        part: what that is of the whole.
     """
 
     site: Site
     columns: Float[Tensor, "d_model other"]
+    part: Part = Part()
 
-    def matrix(self, rows: Float[Tensor, "row d_model"]) -> Matrix:
-        """It and the directions to read it along."""
-        return Matrix(self.columns, rows)
+    def matrix(self, rows: Float[Tensor, "row d_model"], mixing: Tensor | None = None) -> Matrix:
+        """It and the directions to read and steer it along."""
+        return Matrix(self.columns, self.part.along_rows(rows), mixing, part=self.part)
 
 
 def gradients_of(sites: Iterable[Site]) -> list[Gradient]:
@@ -43,14 +46,14 @@ def gradients_of(sites: Iterable[Site]) -> list[Gradient]:
             continue
         if gradient.is_sparse:
             raise ValueError(f"'{site.name}' has a sparse gradient; build its embedding with sparse=False")
-        found.append(Gradient(site, as_columns(gradient, site.axis)))
+        found.append(Gradient(site, as_columns(local(gradient), site.axis), part_of(gradient, site.axis)))
     return found
 
 
 def steer_gradients_(
     gradients: Sequence[tuple[Gradient, SteeredFrame]],
     gains: Float[Tensor, "concept"],
-    projector: Projector,
+    projector: ShardedProjector,
     *,
     norm_cap: float | None = None,
 ) -> Float[Tensor, ""]:
@@ -59,7 +62,5 @@ def steer_gradients_(
     Returns:
         The smallest factor of the norm cap; 1 where it did not bind.
     """
-    matrices = [Matrix(each.columns, steered.frame.basis, steered.mixing(gains)) for each, steered in gradients]
-    limited, factor = capped(matrices, norm_cap)
-    projector.steer_(limited)
-    return factor
+    matrices = [each.matrix(steered.frame.basis, steered.mixing(gains)) for each, steered in gradients]
+    return projector.steer_(matrices, norm_cap)

@@ -84,8 +84,13 @@ def refuse(optimizer: Optimizer) -> None:
     """Raise for an optimizer whose step is more than one step.
 
     Raises:
-        TypeError: it is LBFGS, or no torch optimizer.
+        TypeError: it is DeepSpeed's, LBFGS, or no torch optimizer.
     """
+    if any(each.__module__.partition(".")[0] == "deepspeed" for each in type(optimizer).__mro__):
+        raise TypeError(
+            f"{type(optimizer).__name__} is DeepSpeed's, whose step is not a torch optimizer's: it works on flat copies "
+            "of the parameters. Use a torch optimizer, with DDP or FSDP2 (torch.distributed.fsdp.fully_shard)"
+        )
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"expected a torch.optim.Optimizer, found {type(optimizer).__name__}")
     if isinstance(optimizer, LBFGS):

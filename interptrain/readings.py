@@ -10,15 +10,18 @@ from torch import Tensor, nn
 
 from interptrain.concepts.bank import ConceptBank
 from interptrain.discovery import DiscoveryTable
+from interptrain.effects import Moved, SplitEffect
 from interptrain.gradients import Gradient
 from interptrain.meters import DemandMeter, MeanInputs, Positions, Spans, gradient_reading, write_reading
 from interptrain.meters.dictionary import DictionaryMeter
 from interptrain.meters.probe_meter import ProbeMeter
 from interptrain.meters.probes import ProbeSets
 from interptrain.meters.token_demand import TokenDemands
-from interptrain.projection import Backend, Matrix, Sums
+from interptrain.processes import sum_over_processes_
+from interptrain.projection import Backend, Matrix, PartialSums
 from interptrain.report import Measured, Reading
 from interptrain.sites import HookPoint, Site
+from interptrain.sites.sharding import is_sharded
 from interptrain.updates import Update
 from interptrain.views import Views
 
@@ -63,6 +66,7 @@ class Readings:
             reinforced="reinforced" in self.meters, dictionary=self._dictionary, backend=backend,
         )  # fmt: skip
         self._inputs = MeanInputs(self._demand.positions)
+        self._device = torch.device("cpu")
 
     @property
     def positions(self) -> Positions:
@@ -81,7 +85,9 @@ class Readings:
             self.probes.start(model)
         if self.meters & {"demand", "reinforced"}:
             self._demand.attach(model)
-        self._inputs.attach({site.entrance: None for site in sites if site.role == "writer"})
+        self._device = next(model.parameters()).device
+        writers = [site for site in sites if site.role == "writer"]
+        self._inputs.attach({site.entrance: site.width_in for site in writers if site.width_in}, self._device)
 
     def detach(self) -> None:
         """Remove them."""
@@ -104,47 +110,77 @@ class Readings:
     ) -> tuple[dict[str, Measured], Float[Tensor, ""]]:
         """`demand` and `gradient`, as far as they are measured; the tokens seen so far are used up.
 
+        One collective for all of it, and more where null groups are asked of what is sharded.
+
         Returns:
             The readings, and how many of the gradients hold NaN or infinity.
         """
+        measured, reading = self._read(gradients if "gradient" in self.meters else (), null)
+        sizes = torch.zeros(0) if measured else _largest(gradients)
+        split = any(gradient.part.split for gradient in gradients)
+        sum_over_processes_(
+            [*self._demand.partial(), *self._inputs.partial(), *reading.partial, *([sizes] if split else [])]
+        )
         found = {name: each for name, each in self._demand.read(loss_scale).items() if name in self.meters}
-        if "gradient" in self.meters and gradients:
-            measured, sums = self._read(gradients, null)
+        if measured:
+            sums = reading.sums()
             found["gradient"], sizes = gradient_reading(measured, sums, null=null), sums.total
-        else:
-            largest = torch._foreach_norm([gradient.columns for gradient in gradients], ord=torch.inf)
-            sizes = torch.stack(largest) if largest else torch.zeros(0)
         return found, (~torch.isfinite(sizes)).sum().float()
 
-    def of_updates(self, updates: Sequence[Update], *, null: bool) -> Reading:
-        """`write`: what the parameters' changes are, as they stand now."""
-        measured, sums = self._read(updates, null)
+    def of_inputs(self) -> None:
+        """The writers' mean inputs over all processes, for a step that is not measured."""
+        sum_over_processes_(self._inputs.partial())
+
+    def of_updates(self, updates: Sequence[Update], *, null: bool, more: Sequence[Tensor] = ()) -> Reading:
+        """`write`: what the parameters' changes are, as they stand now.
+
+        One collective for all of it, and more where null groups are asked of what is sharded.
+
+        Args:
+            updates: of the sites.
+            null: whether to measure the null groups too.
+            more: what else is to be summed over the processes on this occasion.
+        """
+        measured, reading = self._read(updates, null)
         moved = self._moved(updates)
-        means = {rows: self._views.means(rows, effect.device) for rows, effect in moved.items()}
-        return write_reading(measured, sums, moved, means, null=null)
+        sum_over_processes_([*more, *reading.partial, *moved.partial])
+        whole = moved.whole()
+        means = {rows: self._views.means(rows, effect.device) for rows, effect in whole.items()}
+        return write_reading(measured, reading.sums(), whole, means, null=null)
 
     def discoveries(self, step: int, *, loss_scale: Tensor | float) -> dict[str, DiscoveryTable]:
         """By hook point, which of all latents the gradients seen since the last time teach."""
-        found = None if self._dictionary is None else self._dictionary.read(loss_scale)
+        if self._dictionary is None or not self._demand.attached:
+            return {}
+        found = self._dictionary.read(loss_scale, device=self._device)
         return {
             hook: DiscoveryTable(each, self._bank, hook, step, self._labels) for hook, each in (found or {}).items()
         }
 
     def toward_by_gradient(self, gradients: Sequence[Gradient]) -> dict[str, Tensor]:
         """How far each concept's direction would move up, up to the rate: `-sum_writers s m^T G x_mean`."""
-        moved: dict[tuple[int, ...], Tensor] = {}
+        moved, split = Moved(), list[SplitEffect]()
         for gradient in gradients:
-            site, columns = gradient.site, gradient.columns.float()
+            site = gradient.site
             received = self._received(site)
-            if received is not None:
+            if received is None:
+                continue
+            rows = self._views.rows(site)
+            if any(is_sharded(parameter) for parameter in site.parameters):
+                means = self._views.means(rows, gradient.columns.device)[0]
+                split.append(SplitEffect(gradient, -site.scaling * means, received))
+            else:
                 into = received if site.partner is None else site.parameters[1].float() @ received
-                effect = columns @ into if columns.shape[1] > 1 else columns[:, 0]
-                self._add(moved, site, torch.where(torch.isfinite(effect).all(), -site.scaling * effect, 0.0))
-        return self._toward(moved)
+                effect = gradient.columns.float() @ into
+                moved.add(rows, torch.where(torch.isfinite(effect).all(), -site.scaling * effect, 0.0), gradient.part)
+        sum_over_processes_([tensor for effect in split for tensor in effect.partial])
+        return self._toward(moved.whole(), [effect.value() for effect in split])
 
     def toward_by_update(self, updates: Sequence[Update]) -> dict[str, Tensor]:
         """How far each concept's direction moved up: `sum_writers m^T dW x_mean`."""
-        return self._toward(self._moved(updates))
+        moved = self._moved(updates)
+        sum_over_processes_(moved.partial)
+        return self._toward(moved.whole())
 
     def held_bytes(self) -> int:
         """Bytes that the probe sets' start and the dictionary take."""
@@ -164,14 +200,15 @@ class Readings:
 
     def _read(
         self, moves: Sequence[Gradient] | Sequence[Update], null: bool
-    ) -> tuple[list[tuple[Spans, Matrix]], Sums]:
+    ) -> tuple[list[tuple[Spans, Matrix]], PartialSums]:
         """Every move's matrix along the rows of its site's spans, and their sums, read together."""
         measured = []
         for move in moves:
             spans = self._views.spans(move.site, move.site.parameter.device, null=null)
             measured.append((spans, move.matrix(spans.rows)))
         matrices = [matrix for _, matrix in measured]
-        return measured, self._backend.on(matrices[0].columns.device).read(matrices)
+        device = matrices[0].columns.device if matrices else self._device
+        return measured, self._backend.over_processes(device).read(matrices)
 
     def _received(self, site: Site) -> Float[Tensor, "input"] | None:
         """The mean input of a writer; None for readers, embeddings and modules that did not run."""
@@ -181,19 +218,24 @@ class Readings:
             return torch.ones(1, device=site.parameter.device)
         return self._inputs.mean(site.entrance)
 
-    def _moved(self, updates: Sequence[Update]) -> dict[tuple[int, ...], Tensor]:
-        moved: dict[tuple[int, ...], Tensor] = {}
+    def _moved(self, updates: Sequence[Update]) -> Moved:
+        moved = Moved()
         for update in updates:
             received = self._received(update.site)
             if received is not None:
-                self._add(moved, update.site, update.effect(received))
+                moved.add(self._views.rows(update.site), update.effect(received), update.part)
         return moved
 
-    def _add(self, moved: dict[tuple[int, ...], Tensor], site: Site, effect: Float[Tensor, "d_model"]) -> None:
-        rows = self._views.rows(site)
-        moved[rows] = moved[rows] + effect if rows in moved else effect
-
-    def _toward(self, moved: Mapping[tuple[int, ...], Tensor]) -> dict[str, Tensor]:
+    def _toward(
+        self, moved: Mapping[tuple[int, ...], Tensor], more: Iterable[Float[Tensor, "concept"]] = ()
+    ) -> dict[str, Tensor]:
         along = [self._views.means(rows, effect.device)[0] @ effect for rows, effect in moved.items()]
+        along += more
         total = torch.stack(along).sum(0) if along else torch.zeros(len(self._bank.names))
         return dict(zip(self._bank.names, total, strict=True))
+
+
+def _largest(gradients: Sequence[Gradient]) -> Float[Tensor, "gradient"]:
+    """The largest absolute value of each; not finite where an element is not."""
+    held = [g.columns if g.columns.numel() else g.columns.new_zeros(1, 1) for g in gradients]  # none, of a part
+    return torch.stack(torch._foreach_norm(held, ord=torch.inf)) if held else torch.zeros(0)

@@ -23,10 +23,12 @@ from interptrain.meters import loss_positions
 from interptrain.meters.probes import ProbeSets
 from interptrain.meters.token_demand import TokenDemands
 from interptrain.optimizers import Turn, turns
+from interptrain.processes import sum_over_processes_
 from interptrain.projection import Backend, full_precision, workspace_bytes
 from interptrain.readings import METERS, Readings
 from interptrain.report import Recorder, Recorders, StepReport
 from interptrain.sites import Site
+from interptrain.sites.sharding import local, refuse
 from interptrain.steering.rules import Gains, Observe, Rule, chain, observe, reads_coefficients
 from interptrain.step import Step
 from interptrain.updates import Snapshots, Update, snapshot_bytes, steer_updates_
@@ -138,7 +140,7 @@ class Steerer:
         self._every, self._null_every, self._norm_cap, self._clip_norm = every, null_every, norm_cap, clip_norm
         self._seed = seed
         self._recorders = Recorders(recorders)
-        self._backend = Backend(backend)
+        self._backend = Backend(backend, sum_over_processes_)
         self._views = Views(bank, ridge=ridge, seed=seed)
         sets = probes if probes is None or isinstance(probes, ProbeSets) else ProbeSets.of(probes)
         self._readings = Readings(
@@ -197,10 +199,12 @@ class Steerer:
         Without an optimizer only gradients can be read and steered, and a step counts when `before_step` is called.
 
         Raises:
-            TypeError: LBFGS, or what is no torch optimizer.
+            TypeError: LBFGS, what is no torch optimizer, or parameters that are spread over processes otherwise than
+                FSDP2 does it.
             ValueError: `where="update"` without an optimizer, or an alarm without the probe sets that it looks at.
         """
         self.detach()
+        refuse(model)
         for device in {site.parameter.device for site in self.sites}:
             self._backend.on(device)
         if self.where == "update" and not optimizers:
@@ -300,7 +304,7 @@ class Steerer:
     def held_bytes(self) -> int:
         """Bytes beside the model: directions, null groups, copied sites, a workspace, what interventions keep."""
         copied = self.sites if "write" in self._readings.meters or self._edits_updates else ()
-        workspace = workspace_bytes(site.parameter for site in self.sites)
+        workspace = workspace_bytes(local(site.parameter) for site in self.sites)
         kept = sum(value.nbytes for value in self._interventions_kept.values())
         measuring = self._views.held_bytes(self.sites) + self._readings.held_bytes()
         return measuring + snapshot_bytes(copied) + workspace + kept
@@ -401,6 +405,8 @@ class Steerer:
                 step.gradients, loss_scale=loss_scale, null=step.null
             )
             self._warn_of_silence(step)
+        elif self._reads_signs:
+            self._readings.of_inputs()
         self._readings.end_step()
         if self._discovers(turn):
             step.discoveries = self._readings.discoveries(turn.step, loss_scale=loss_scale)
@@ -409,7 +415,7 @@ class Steerer:
     def _edit_gradients(self, step: Step) -> None:
         if step.changes_nothing or not step.gradients:
             return
-        framed, projector = self._framed(step.gradients, step), self._backend.on(step.device)
+        framed, projector = self._framed(step.gradients, step), self._backend.over_processes(step.device)
         if framed:
             step.cap = steer_gradients_(framed, self._on_device(step), projector, norm_cap=self._norm_cap)
 
@@ -436,11 +442,14 @@ class Steerer:
         step = self._steps[turn]
         measures = step.measured and "write" in self._readings.meters
         if step.sites and (self._edits_updates or measures):
-            updates = [self._snapshots.update(site) for site in step.sites]
+            updates = self._snapshots.updates(step.sites)
             if self._edits_updates:
                 self._edit_updates(step, updates)
+            achieved = [] if step.steered is None else step.steered.gain.partial
             if measures:
-                step.readings["write"] = self._readings.of_updates(updates, null=step.null)
+                step.readings["write"] = self._readings.of_updates(updates, null=step.null, more=achieved)
+            else:
+                sum_over_processes_(achieved)
         if self._context is not None and turn is self._turns[-1]:
             self._context.run_after_step()
             self._views.stepped()
@@ -450,7 +459,7 @@ class Steerer:
         step.gains = self._gains(self._readings.toward_by_update(updates) if self._reads_signs else None, step.number)
         if step.changes_nothing:
             return
-        framed, projector = self._framed(updates, step), self._backend.on(step.device)
+        framed, projector = self._framed(updates, step), self._backend.over_processes(step.device)
         step.steered = steer_updates_(
             framed, self._on_device(step), projector, norm_cap=self._norm_cap, measure=step.measured
         )

@@ -89,7 +89,7 @@ class Step:
         named = [concepts.index(name) for name in self.gains]
         gradient, write = self.readings.get("gradient"), self.readings.get("write")
         if self.steered is not None:
-            achieved[named] = self.steered.achieved
+            achieved[named] = self.steered.gain.value()
         elif self.cap is not None and isinstance(gradient, Reading) and isinstance(write, Reading):
             achieved[named] = achieved_from_shares(gradient.share[named], write.share[named])
         return achieved

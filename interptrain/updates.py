@@ -7,28 +7,32 @@ dW = s (B' A' - B A)                          the product of a LoRA pair
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interptrain.meters.achieved import achieved_gain
+from interptrain.meters.achieved import AchievedGain
 from interptrain.projection import (
     Factors,
     Matrix,
-    Projector,
+    Part,
+    ShardedProjector,
     as_columns,
     cap_factor,
-    capped,
     product_change,
     steer_product,
     thin,
 )
 from interptrain.sites import Site
+from interptrain.sites.sharding import is_sharded, local, overwrite_, part_of, wholes
 from interptrain.views import SteeredFrame
+
+
+_Key: TypeAlias = tuple[nn.Module, str]  # where a parameter is found
 
 
 @runtime_checkable
@@ -40,6 +44,11 @@ class Update(Protocol):
         """Where."""
         ...
 
+    @property
+    def part(self) -> Part:
+        """What this process has of it; the rest of what is said here is about this part."""
+        ...
+
     def matrix(self, rows: Float[Tensor, "row d_model"]) -> Matrix:
         """`dW`, or a narrower matrix with the same energy along every residual direction, to be read along `rows`."""
         ...
@@ -49,36 +58,42 @@ class Update(Protocol):
         ...
 
     def effect(self, received: Float[Tensor, "input"]) -> Float[Tensor, "d_model"]:
-        """`dW x`: how the change moves what is written to the stream at an input `x`."""
+        """`dW x`: how the change moves what is written to the stream at an input `x`.
+
+        Of a part of `dW` what it adds to the whole effect.
+        """
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class ParameterUpdate:
-    """The change of a parameter.
+    """The change of a parameter, as far as this process has it.
 
     Args:
         site: where.
         before: the parameter before the step, residual axis first.
         now: a view of it as it stands; writing to it writes to the parameter.
+        part: what the two are of the whole parameter.
     """
 
     site: Site
     before: Float[Tensor, "d_model other"]
     now: Float[Tensor, "d_model other"]
+    part: Part = Part()
 
     def matrix(self, rows: Float[Tensor, "row d_model"], mixing: Tensor | None = None) -> Matrix:
         """`W_now - W_before`, to be read and steered along `rows`."""
-        return Matrix(self.now, rows, mixing, self.before)
+        return Matrix(self.now, self.part.along_rows(rows), mixing, self.before, self.part)
 
     def project(self, rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row other"]:
         """`rows dW`."""
-        return rows @ self.matrix(rows).value()
+        matrix = self.matrix(rows)
+        return matrix.basis @ matrix.value()
 
     def effect(self, received: Float[Tensor, "input"]) -> Float[Tensor, "d_model"]:
         """`s dW x`, with `s` of an adapter's bias."""
-        change = (self.now - self.before).float()
-        return self.site.scaling * (change @ received if change.shape[1] > 1 else change[:, 0])
+        effect = self.site.scaling * ((self.now - self.before).float() @ self.part.along_columns(received))
+        return self.part.among_rows(effect, self.site.parameter.shape[self.site.axis])
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,12 +103,26 @@ class ProductUpdate:
     Args:
         site: of the factor with the residual axis.
         before: both factors before the step.
-        now: views of both as they stand.
+        now: views of both as they stand; copies of those that are sharded.
+        sharded: each copy, and the parameter that it is of.
     """
 
     site: Site
     before: Factors
     now: Factors
+    sharded: tuple[tuple[Tensor, nn.Parameter], ...] = ()
+
+    @property
+    def part(self) -> Part:
+        """Everything: every process gathers both factors."""
+        return Part()
+
+    def write_(self, edited: Factors) -> None:
+        """Overwrite both parameters."""
+        self.now.outer.copy_(edited.outer)
+        self.now.inner.copy_(edited.inner)
+        for copy, parameter in self.sharded:
+            overwrite_(parameter, copy)
 
     def matrix(self, rows: Float[Tensor, "row d_model"]) -> Matrix:
         """A matrix of `2 r` columns with the energies of `dW`."""
@@ -115,62 +144,84 @@ class ProductUpdate:
 
 
 class Snapshots:
-    """One copy of the sites' parameters, taken before the optimizer steps, in buffers that are kept."""
+    """One copy of the sites' parameters, taken before the optimizer steps, in buffers that are kept.
+
+    Of a sharded parameter each process copies what it holds.
+    """
 
     def __init__(self) -> None:
-        self._buffers: dict[tuple[nn.Module, str], Tensor] = {}
+        self._buffers: dict[_Key, Tensor] = {}
 
     @torch.no_grad()
     def take(self, sites: Iterable[Site]) -> None:
         """Copy what a step of these sites may change."""
-        live = {key: parameter for site in sites for key, parameter in _factors(site)}
-        for key, parameter in live.items():
+        live = {key: local(parameter) for site in sites for key, parameter in _factors(site)}
+        for key, held in live.items():
             kept = self._buffers.get(key)
-            if kept is None or (kept.shape, kept.dtype, kept.device) != (
-                parameter.shape, parameter.dtype, parameter.device,
-            ):  # fmt: skip
-                self._buffers[key] = torch.empty_like(parameter)
+            if kept is None or (kept.shape, kept.dtype, kept.device) != (held.shape, held.dtype, held.device):
+                self._buffers[key] = torch.empty_like(held)
         if live:
-            torch._foreach_copy_([self._buffers[key] for key in live], [value.detach() for value in live.values()])
+            torch._foreach_copy_([self._buffers[key] for key in live], list(live.values()))
 
-    def update(self, site: Site) -> Update:
-        """The change of a site since the copy was taken."""
-        pairs = [(self._buffers[key], parameter.detach()) for key, parameter in _factors(site)]
-        before, now = (as_columns(each, site.axis) for each in pairs[0])
-        if len(pairs) == 1:
-            return ParameterUpdate(site, before, now)
-        inner_before, inner_now = (each if site.axis == 0 else each.T for each in pairs[1])
-        return ProductUpdate(site, Factors(before, inner_before), Factors(now, inner_now))
+    @torch.no_grad()
+    def updates(self, sites: Sequence[Site]) -> list[Update]:
+        """The change of each site since the copy was taken; one collective, where a pair's factors are sharded."""
+        factors = {key: parameter for site in sites if site.partner is not None for key, parameter in _factors(site)}
+        pieces = [(piece, parameter) for key, parameter in factors.items() for piece in self._pieces(key, parameter)]
+        gathered = iter(wholes(pieces))
+        pairs = {key: (next(gathered), next(gathered)) for key in factors}
+        return [self._update(site) if site.partner is None else _product(site, pairs) for site in sites]
+
+    def _pieces(self, key: _Key, parameter: nn.Parameter) -> tuple[Tensor, Tensor]:
+        """What this process holds of a parameter, before and now."""
+        return self._buffers[key], local(parameter)
+
+    def _update(self, site: Site) -> ParameterUpdate:
+        before, now = (
+            as_columns(each, site.axis) for each in self._pieces((site.module, site.attribute), site.parameter)
+        )
+        return ParameterUpdate(site, before, now, part_of(site.parameter, site.axis))
 
     def clear(self) -> None:
         """Give the memory back."""
         self._buffers.clear()
 
 
+def _product(site: Site, pairs: Mapping[_Key, tuple[Tensor, Tensor]]) -> ProductUpdate:
+    factors = _factors(site)
+    outer, inner = (pairs[key] for key, _ in factors)
+    inner = inner if site.axis == 0 else (inner[0].T, inner[1].T)
+    before, now = (Factors(as_columns(B, site.axis), A) for B, A in zip(outer, inner, strict=True))
+    sharded = tuple((pairs[key][1], parameter) for key, parameter in factors if is_sharded(parameter))
+    return ProductUpdate(site, before, now, sharded)
+
+
 def snapshot_bytes(sites: Iterable[Site]) -> int:
-    """Bytes of one copy of what a step of these sites may change; a factor that two sites share counts once."""
-    return sum({key: parameter.nbytes for site in sites for key, parameter in _factors(site)}.values())
+    """Bytes of a process's copy of what a step of these sites may change; a factor that two share counts once."""
+    return sum({key: local(parameter).nbytes for site in sites for key, parameter in _factors(site)}.values())
 
 
-def _factors(site: Site) -> list[tuple[tuple[nn.Module, str], nn.Parameter]]:
+def _factors(site: Site) -> list[tuple[_Key, nn.Parameter]]:
     places = [(site.module, site.attribute)]
     if site.partner is not None:
         places.append((site.partner, "weight"))
     return list(zip(places, site.parameters, strict=True))
 
 
-class Steered(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Steered:
     """What an edit of a step's changes did.
 
     Args:
         cap: the smallest factor of the norm cap; 1 where it did not bind.
-        achieved: the gain that each named concept really got; NaN where it was not measured.
+        gain: that each named concept really got, once what of it is partial has been summed; NaN where it was not
+            measured.
         off_concept: for pairs, `||P (dW'' - dW)|| / ||P dW||` with `P` the projection off the concepts, over all
             pairs together; NaN where it was not measured or there are none.
     """
 
     cap: Float[Tensor, ""]
-    achieved: Float[Tensor, "concept"]
+    gain: AchievedGain
     off_concept: Float[Tensor, ""]
 
 
@@ -178,7 +229,7 @@ class Steered(NamedTuple):
 def steer_updates_(
     updates: Sequence[tuple[Update, SteeredFrame]],
     gains: Float[Tensor, "concept"],
-    projector: Projector,
+    projector: ShardedProjector,
     *,
     norm_cap: float | None = None,
     measure: bool = False,
@@ -218,19 +269,17 @@ def steer_updates_(
             )
             pairs[shape].append((update, steered, mixing))
     if parameters:
-        matrices, factor = capped(parameters, norm_cap)
-        projector.steer_(matrices)
-        cap = torch.minimum(cap, factor)
+        cap = torch.minimum(cap, projector.steer_(parameters, norm_cap))
     for group in pairs.values():
         changed += _steer_pairs_(group, measure=measure)
-    achieved, off_concept = (torch.full(size, torch.nan, device=gains.device) for size in (gains.shape, ()))
-    if measure and updates:
-        got = [update.project(steered.directions) for update, steered in updates]
-        achieved = achieved_gain(asked, got, [steered.concept for _, steered in updates], len(gains))
+    gain = AchievedGain(len(gains), gains.device)
+    for (update, steered), before in zip(updates if measure else (), asked, strict=True):
+        gain.add(before, update.project(steered.directions), steered.concept, update.part)
+    off_concept = torch.full((), torch.nan, device=gains.device)
     if changed:
         moved, whole = (torch.stack(each).sum() for each in zip(*changed, strict=True))
         off_concept = (moved / whole).sqrt()
-    return Steered(cap, achieved, off_concept)
+    return Steered(cap, gain, off_concept)
 
 
 def _steer_pairs_(
@@ -241,8 +290,7 @@ def _steer_pairs_(
     basis = torch.stack([steered.frame.basis for _, steered, _ in group])
     edited = steer_product(before, now, basis, torch.stack([mixing for _, _, mixing in group]))
     for number, (update, _, _) in enumerate(group):
-        update.now.outer.copy_(edited.outer[number])
-        update.now.inner.copy_(edited.inner[number])
+        update.write_(Factors(edited.outer[number], edited.inner[number]))
     if not measure:
         return []
     scaling = torch.tensor([update.site.scaling for update, _, _ in group], device=basis.device)

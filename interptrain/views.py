@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from interptrain.concepts.bank import ConceptBank
 from interptrain.meters import NULL_GROUPS, Spans, sign_flipped_means
 from interptrain.projection import Frame
-from interptrain.sites import Site
+from interptrain.sites import Norm, Site
+from interptrain.sites.sharding import is_sharded, local, wholes
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,8 @@ class Views:
 
     All writers that reach the same rows share one view. A reader's view is thrown away when its norm's weight
     may have changed: by its version counter, and for a weight that trains after every optimizer step, since fused
-    optimizers do not move the counter. Neither needs a synchronisation.
+    optimizers do not move the counter. Neither needs a synchronisation. The weights of all norms that are sharded and
+    may have changed are gathered together.
     """
 
     def __init__(self, bank: ConceptBank, *, ridge: float = 0.0, seed: int = 0) -> None:
@@ -55,6 +57,7 @@ class Views:
         self._spans: dict[tuple[object, ...], tuple[tuple[int, int], Spans]] = {}
         self._means: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
         self._frames: dict[tuple[object, ...], tuple[tuple[int, int], SteeredFrame | None]] = {}
+        self._gathered: dict[nn.Module, tuple[tuple[int, int], Norm, Norm]] = {}
         self._steps = 0
 
     def stepped(self) -> None:
@@ -74,10 +77,10 @@ class Views:
             self._base[rows, device] = Spans.of(self._bank, rows, groups=NULL_GROUPS, seed=self._seed).to(device)
         base = self._base[rows, device]
         if site.norm is None or null:
-            return base.seen_from(site, null=null)
-        key, version = (rows, device, site.norm.module), self._version(site)
+            return base.seen_from(self._whole(site), null=null)
+        key, version = (rows, device, site.norm.module), self._version(site.norm)
         if key not in self._spans or self._spans[key][0] != version:
-            self._spans[key] = (version, base.seen_from(site, null=False))
+            self._spans[key] = (version, base.seen_from(self._whole(site), null=False))
         return self._spans[key][1]
 
     def frame(self, site: Site, names: Sequence[str], device: torch.device) -> SteeredFrame | None:
@@ -88,7 +91,7 @@ class Views:
         """
         rows = self.rows(site)
         key = (rows, tuple(names), device, None if site.norm is None else site.norm.module)
-        version = self._version(site)
+        version = self._version(site.norm)
         if key not in self._frames or self._frames[key][0] != version:
             self._frames[key] = (version, self._factorise(site, rows, names, device, ask=key not in self._frames))
         return self._frames[key][1]
@@ -115,14 +118,34 @@ class Views:
             return None
         directions = self._bank.directions[[row for row, _ in named]].to(device)
         try:
-            frame = Frame.of(site.directions(directions), ridge=self._ridge, ask=ask)
+            frame = Frame.of(self._whole(site).directions(directions), ridge=self._ridge, ask=ask)
         except ValueError as error:
             raise ValueError(f"concepts {', '.join(names)} at '{site.name}': {error}") from None
         return SteeredFrame(frame, torch.tensor([number for _, number in named], device=device))
 
-    def _version(self, site: Site) -> tuple[int, int]:
-        """Changes when the norm's weight in front of a site may have."""
-        weight = None if site.norm is None else site.norm.weight
+    def _whole(self, site: Site) -> Site:
+        """The site, with the present whole weight in its norm where that is sharded."""
+        norm = site.norm
+        if norm is None or norm.weight is None or not is_sharded(norm.weight):
+            return site
+        kept = self._gathered.get(norm.module)
+        if kept is None or kept[0] != self._version(norm):
+            self._gather(norm)
+        return replace(site, norm=self._gathered[norm.module][2])
+
+    def _gather(self, asked: Norm) -> None:
+        """Gather the weight of a norm, and of all those known that may have changed, by one collective."""
+        known = [norm for version, norm, _ in self._gathered.values() if version != self._version(norm)]
+        stale = {norm.module: (norm, norm.weight) for norm in (*known, asked)}
+        weights = wholes([(local(weight), weight) for _, weight in stale.values() if weight is not None])
+        for (norm, _), weight in zip(stale.values(), weights, strict=True):
+            still = replace(norm, module=nn.Module())
+            still.module.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
+            self._gathered[norm.module] = (self._version(norm), norm, still)
+
+    def _version(self, norm: Norm | None) -> tuple[int, int]:
+        """Changes when a norm's weight may have."""
+        weight = None if norm is None else norm.weight
         if weight is None:
             return (0, 0)
         return (weight._version, self._steps if weight.requires_grad else 0)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from interptrain.interventions.prevent import edit_in_training
 from interptrain.meters.spans import Spans
+from interptrain.processes import sum_over_processes_
 from interptrain.projection import full_precision
 
 if TYPE_CHECKING:
@@ -79,10 +80,12 @@ class _Ablation:
     @torch.no_grad()
     def _mean_of(self, activation: Float[Tensor, "batch token d_model"]) -> Float[Tensor, "d_model"]:
         tokens = activation[self._context.positions.ordinary(activation)]
-        mean = tokens.float().mean(0)
+        summed, number = tokens.float().sum(0), torch.tensor(float(len(tokens)), device=tokens.device)
+        sum_over_processes_([summed, number])
+        mean = summed / number
         if not mean.isfinite().all():
             raise ValueError(
-                f"the mean activation at '{self._hook}' over the first batch's {len(tokens)} counted tokens is not "
+                f"the mean activation at '{self._hook}' over the first batch's {int(number)} counted tokens is not "
                 "finite; begin with a batch that has labels, or take ablate(..., mean=False)"
             )
         return mean
@@ -137,7 +140,7 @@ def ablate(concept: str, *, mean: bool = True, hooks: Sequence[str] | None = Non
     Args:
         concept: as the bank names it. Spans that overlap are ablated one after another, and the last one holds
             exactly: make one concept of what must go together.
-        mean: `mu` is the mean activation over the counted tokens of the first training batch; else 0.
+        mean: `mu` is the mean activation over the counted tokens of the first training batch, of all processes; else 0.
         hooks: at these hook points only; by default at all of the concept's.
 
     Raises:

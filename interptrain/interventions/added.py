@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interptrain.interventions.processes import mean_over_processes
+from interptrain.processes import mean_over_processes
 
 
 def gradients_of(

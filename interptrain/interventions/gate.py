@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interptrain.interventions.processes import mean_over_processes
+from interptrain.processes import mean_over_processes
 from interptrain.meters.spans import Spans
 
 if TYPE_CHECKING:

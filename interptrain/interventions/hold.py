@@ -38,6 +38,7 @@ class Hold:
             ValueError: the bank has no such concept, or none at a hook, or it is held already; nobody says when the
                 optimizer steps; or the probe texts or the words are not understood.
         """
+        context.needs_whole_parameters("hold")
         name = f"hold/{self.concept}"
         context.bank.rows(self.concept)  # also where words stand for it: the alarm reads its directions
         context.suppressed.add(self.concept)

@@ -15,6 +15,7 @@ from interptrain.concepts.bank import ConceptBank
 from interptrain.meters.probes import callable_model
 from interptrain.meters.tokens import Positions
 from interptrain.sites.hooks import HookPoint
+from interptrain.sites.sharding import is_sharded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,6 +98,19 @@ class Context:
         if self._weights is None:
             self._weights = TokenWeights(self)
         return self._weights
+
+    def needs_whole_parameters(self, who: str) -> None:
+        """Raise where every process has a part of the parameters only.
+
+        Raises:
+            ValueError: the model is sharded.
+        """
+        sharded = next((name for name, each in self.model.named_parameters() if is_sharded(each)), None)
+        if sharded is not None:
+            raise ValueError(
+                f"{who} differentiates by whole parameters, and '{sharded}' is sharded over the processes (FSDP2); "
+                "use DDP or one process"
+            )
 
     def claim(self, name: str) -> None:
         """Take a name for what is kept and logged.

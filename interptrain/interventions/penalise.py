@@ -33,6 +33,7 @@ class Penalise:
         Raises:
             ValueError: the bank has no such concept, or none at a hook, or it is penalised already.
         """
+        context.needs_whole_parameters("penalise")
         name, last = f"penalise/{self.concept}", dict[str, Any]()
         context.claim(name)
         directions, start = Directions(context.bank, self.concept, self.hooks), StartModel(context)

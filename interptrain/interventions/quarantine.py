@@ -14,7 +14,7 @@ from torch.autograd.graph import GradientEdge
 from torch.nn.functional import linear
 
 from interptrain.interventions.prevent import in_training
-from interptrain.interventions.processes import mean_over_processes
+from interptrain.processes import mean_over_processes
 from interptrain.sites.parts import EMBEDDINGS, Part, parts
 from interptrain.sites.stack import find_stack
 

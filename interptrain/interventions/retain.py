@@ -30,6 +30,7 @@ class Retain:
             ValueError: the probe texts are not understood, the model returns no logits, or something is retained
                 already.
         """
+        context.needs_whole_parameters("retain")
         texts = ProbeTexts("retain", context, self.probes, read_logits, what="logits")
 
         def add(_loss_scale: Tensor | float) -> None:

@@ -29,6 +29,7 @@ class Route:
             ValueError: the bank has no such concept, or none at that hook; nobody says when the optimizer steps; the
                 model is compiled; or the concept is routed already.
         """
+        context.needs_whole_parameters("route")
         context.suppressed.add(self.gate.concept)
         hook, weigh = self.gate.weigher(context)
         quarantine = Quarantine(

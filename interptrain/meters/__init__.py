@@ -1,6 +1,6 @@
 """Meters: one quantity a file, each with its null."""
 
-from interptrain.meters.achieved import achieved_from_shares, achieved_gain
+from interptrain.meters.achieved import AchievedGain, achieved_from_shares
 from interptrain.meters.demand import DemandMeter
 from interptrain.meters.gradient import gradient_reading
 from interptrain.meters.inputs import MeanInputs
@@ -10,12 +10,12 @@ from interptrain.meters.write import write_reading
 
 __all__ = [
     "NULL_GROUPS",
+    "AchievedGain",
     "DemandMeter",
     "MeanInputs",
     "Positions",
     "Spans",
     "achieved_from_shares",
-    "achieved_gain",
     "gradient_reading",
     "loss_positions",
     "mean_directions",

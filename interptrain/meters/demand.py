@@ -17,6 +17,7 @@ from interptrain.meters.realised import Shift
 from interptrain.meters.spans import NULL_GROUPS, Spans, sign_flipped_means
 from interptrain.meters.token_demand import TokenDemand
 from interptrain.meters.tokens import Positions
+from interptrain.processes import count
 from interptrain.projection import Backend, Matrix, Sums, full_precision
 from interptrain.report import Measured, Reading
 
@@ -42,6 +43,9 @@ class DemandMeter:
         reinforced_c = -sum_t z_c(h_t) m_c . g_t              (z_c: the concept's activation, see `concept_activation`)
 
     `g_t` carries the losses of later tokens too, through the attention above the hook.
+
+    Of several processes each sees its own tokens, and the gradient of its own mean loss: energies are summed, signed
+    figures are means over the processes. Where all have as many loss tokens, both are those of the whole batch.
 
     Args:
         bank: the concepts.
@@ -77,9 +81,11 @@ class DemandMeter:
         self._hooks = {hook: _Hook.of(bank, hook, point, groups=groups, seed=seed) for hook, point in points.items()}
         self._shape = (len(bank.names), groups)
         self._tally: _Tally | None = None
+        self._device, self._silent = torch.device("cpu"), False
 
     def attach(self, model: nn.Module) -> None:
         """Register one forward hook a hook point; nothing of the forward or backward pass is changed."""
+        self._device = next(model.parameters()).device
         for hook in self._hooks.values():
             self._handles.append(hook.point.listen(model, partial(self._capture, hook)))
 
@@ -89,6 +95,20 @@ class DemandMeter:
             handle.remove()
         self._handles.clear()
         self._seen, self._tally = {}, None
+
+    @property
+    def attached(self) -> bool:
+        """Whether its hooks are there."""
+        return bool(self._handles)
+
+    def partial(self) -> list[Tensor]:
+        """What has to be summed over the processes before `read`; of zeros where no gradient came by here."""
+        if count() == 1 or not self.attached:
+            return []
+        self._silent = self._tally is None
+        if self._tally is None:
+            self._tally = _Tally.zeros(*self._shape, self._device)
+        return list(vars(self._tally).values())
 
     def _capture(self, hook: _Hook, activations: Tensor) -> None:
         asking = self.positions.asking
@@ -135,11 +155,12 @@ class DemandMeter:
         if self._seen:
             self.tokens = {hook: [one.scaled(loss_scale) for one in seen] for hook, seen in self._seen.items()}
             self._seen = {}
-        if tally is None:
+        if tally is None or (self._silent and not tally.passes.any()):  # waits for the device after silence only
             return {}
-        found: dict[str, Measured] = {"demand": tally.reading(loss_scale)}
+        scale = loss_scale * count()
+        found: dict[str, Measured] = {"demand": tally.reading(scale)}
         if self._activations:
-            found["reinforced"] = Shift(tally.reinforced / loss_scale, tally.reinforced_null / loss_scale)
+            found["reinforced"] = Shift(tally.reinforced / scale, tally.reinforced_null / scale)
         return found
 
 
@@ -176,15 +197,18 @@ class _Tally:
     signed_null: Float[Tensor, "concept group"]
     reinforced: Float[Tensor, "concept"]
     reinforced_null: Float[Tensor, "concept group"]
+    passes: Float[Tensor, ""]
 
     @classmethod
     def zeros(cls, concepts: int, groups: int, device: torch.device) -> _Tally:
         one, two = torch.zeros(concepts, device=device), torch.zeros(concepts, groups, device=device)
-        return cls(one.clone(), two.clone(), one.clone(), one.clone(), two.clone(), one.clone(), two.clone())
+        none = torch.zeros((), device=device)
+        return cls(one.clone(), two.clone(), one.clone(), one.clone(), two.clone(), one.clone(), two.clone(), none)
 
     def add(self, hook: _Hook, columns: Float[Tensor, "d_model token"], sums: Sums) -> None:
         """`sums` is of the spans' rows, then of the concepts' mean directions."""
         spans, concepts = hook.spans, len(self.energy)
+        self.passes += 1
         self.energy += sums.energy[0, :-concepts].view(spans.bases.shape[:2]).sum(-1)
         self.null += spans.null_energy(columns)
         self.total += torch.where(spans.reached, sums.total[0], 0.0)

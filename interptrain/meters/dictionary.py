@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interptrain.concepts.bank import ConceptBank
+from interptrain.processes import count, rank, sum_over_processes_
 
 FLIPS = 64  # null draws
 CHUNK = 8192  # latents whose energy is taken at a time
@@ -29,6 +30,7 @@ class DictionaryMeter:
 
     Nothing else is kept between reads: what a window costs does not depend on how many latents there are. A backward
     pass that overflowed is left out. A window is one loss scale: passes that were scaled otherwise weigh otherwise.
+    Of several processes each adds its own tokens, with signs of its own.
 
     Args:
         bank: its read-outs are the dictionaries; hooks without one, or without an alive latent, are not read.
@@ -75,18 +77,39 @@ class DictionaryMeter:
         if hook not in self._alive:
             return
         if hook not in self._tallies:
-            self._tallies[hook] = _Tally.zeros(len(columns), self._seed, columns.device)
+            self._tallies[hook] = _Tally.zeros(len(columns), self._seed + rank(), columns.device)
         with torch.no_grad(), torch.autocast(columns.device.type, enabled=False):
             self._tallies[hook].add(columns.float())
 
-    def read(self, loss_scale: Float[Tensor, ""] | float = 1.0) -> dict[str, Discovery] | None:
-        """The reading since the last one at each hook, with loss scaling undone; None if no gradient came by."""
+    def read(
+        self, loss_scale: Float[Tensor, ""] | float = 1.0, *, device: torch.device | None = None
+    ) -> dict[str, Discovery] | None:
+        """The reading since the last one at each hook, with loss scaling undone; None if no gradient came by.
+
+        Of several processes all have to ask; it takes one collective.
+
+        Args:
+            loss_scale: of the window.
+            device: where to read if no gradient came by here but in another process.
+        """
         tallies, self._tallies = self._tallies, {}
+        if count() > 1:
+            tallies = self._over_processes(tallies, device or torch.device("cpu"))
         found = {}
         for hook, tally in tallies.items():
             with torch.no_grad(), torch.autocast(tally.total.device.type, enabled=False):
-                found[hook] = tally.reading(*self._dictionary(hook, tally.total.device), self._count, loss_scale)
+                rows = self._dictionary(hook, tally.total.device)
+                found[hook] = tally.reading(*rows, self._count, loss_scale * count())
         return found or None
+
+    def _over_processes(self, tallies: Mapping[str, _Tally], device: torch.device) -> dict[str, _Tally]:
+        """Every process's tallies together, in the order of the hooks; those without a gradient are left out."""
+        summed = {
+            hook: tallies[hook] if hook in tallies else _Tally.zeros(self._bank.d_model, 0, device)
+            for hook in self._alive
+        }
+        sum_over_processes_([each for t in summed.values() for each in (t.total, t.second, t.flipped, t.tokens)])
+        return {hook: tally for hook, tally in summed.items() if hook in tallies or tally.tokens > 0}
 
     def held_bytes(self) -> int:
         """Bytes kept on the devices while it measures: the alive latents' directions and the sums."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from interptrain.concepts.activation import Activation
 from interptrain.meters.tokens import loss_positions
 from interptrain.sites.hooks import HookPoint
+from interptrain.sites.sharding import reshard
 
 _KEYS = ("input_ids", "attention_mask", "labels")
 
@@ -25,7 +26,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Look at a model without a trace: no gradients, every module in eval mode, and all as it was afterwards.
 
     Each module gets its own flag back, which `model.train()` would not do where some were frozen in eval mode;
-    no module's `train` method runs. Random numbers drawn meanwhile are given back.
+    no module's `train` method runs. Random numbers drawn meanwhile are given back, and what FSDP2 left whole is
+    sharded again.
 
     Example:
         >>> model = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
@@ -45,6 +47,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         finally:
             for module, training in flags:
                 module.training = training
+            reshard(model)
 
 
 def callable_model(model: nn.Module) -> nn.Module:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interptrain.meters.null_energy import Measurable, null_energy
 from interptrain.meters.spans import Spans
-from interptrain.projection import Matrix, Sums
+from interptrain.projection import Sums
 from interptrain.report import Reading
-
-Measurable: TypeAlias = tuple[Spans, Matrix]
 
 
 def energy_share(measured: Sequence[Measurable], sums: Sums, *, null: bool) -> Reading:
@@ -26,7 +23,7 @@ def energy_share(measured: Sequence[Measurable], sums: Sums, *, null: bool) -> R
 
     Args:
         measured: for every site its spans, and its matrix with the spans' rows as its directions.
-        sums: the projector's reading of these matrices; where a total is not finite the site is left out.
+        sums: the projector's reading of the whole matrices; where a total is not finite the site is left out.
         null: whether to measure the null groups too, which costs more than the concepts themselves.
     """
     finite = torch.isfinite(sums.total)[:, None]
@@ -36,11 +33,7 @@ def energy_share(measured: Sequence[Measurable], sums: Sums, *, null: bool) -> R
     if not null:
         unmeasured = torch.full((len(overall), len(measured[0][0].null)), torch.nan, device=overall.device)
         return Reading(energy / overall, unmeasured)
-    spread = [
-        torch.where(ok, spans.null_energy(columns), 0.0)
-        for spans, columns, ok in _narrow_ones_together(measured, finite[:, 0])
-    ]
-    return Reading(energy / overall, torch.stack(spread).sum(0) / overall[:, None])
+    return Reading(energy / overall, null_energy(measured, finite[:, 0]) / overall[:, None])
 
 
 def _by_concept(spans: Sequence[Spans], energy: Float[Tensor, "site direction"]) -> Float[Tensor, "site concept"]:
@@ -51,19 +44,3 @@ def _by_concept(spans: Sequence[Spans], energy: Float[Tensor, "site direction"])
     return torch.stack(
         [row[: each.numel()].view(each).sum(-1) for each, row in zip(lengths, energy.unbind(), strict=True)]
     )
-
-
-def _narrow_ones_together(
-    measured: Sequence[Measurable], finite: Tensor
-) -> Iterator[tuple[Spans, Float[Tensor, "d_model _"], Tensor]]:
-    """Matrices seen by the same spans side by side, as long as that copies little: energies of columns add up."""
-    alike: dict[int, list[tuple[Spans, Tensor, Tensor]]] = defaultdict(list)
-    for (spans, matrix), ok in zip(measured, finite.unbind(), strict=True):
-        value = matrix.value()
-        if 4 * value.shape[1] <= value.shape[0]:
-            alike[id(spans)].append((spans, value, ok))
-        else:
-            yield spans, value, ok
-    for group in alike.values():
-        kept = [torch.where(ok, value, 0.0) for _, value, ok in group]
-        yield group[0][0], torch.cat(kept, dim=1), torch.ones((), dtype=torch.bool, device=finite.device)

@@ -92,7 +92,11 @@ class Spans:
 
     def null_energy(self, columns: Float[Tensor, "d_model other"]) -> Float[Tensor, "concept group"]:
         """The same of every null group, at each concept's own rank."""
-        growing = energies(columns, self.null).cumsum(-1)
+        return self.at_ranks(energies(columns, self.null))
+
+    def at_ranks(self, energy: Float[Tensor, "group direction"]) -> Float[Tensor, "concept group"]:
+        """Energies of the null groups' directions, summed over as many of them as each concept's rank."""
+        growing = energy.cumsum(-1)
         at_rank = growing[:, (self.ranks - 1).clamp_min(0)].T
         return torch.where(self.reached[:, None], at_rank, 0.0)
 

@@ -8,6 +8,7 @@ from interptrain.projection.cuda import CudaRunner, obstacles
 from interptrain.projection.grouped import TorchProjector
 from interptrain.projection.kernels import KernelProjector
 from interptrain.projection.matrix import Projector
+from interptrain.projection.sharded import Add, ShardedProjector
 
 BACKENDS = ("auto", "torch", "cuda")
 
@@ -18,6 +19,7 @@ class Backend:
     Args:
         name: `"torch"`; `"cuda"`, this package's kernels, or an error where they cannot run; `"auto"`, the kernels
             where they can run and torch elsewhere.
+        add: sums tensors over the processes, in place and by one collective; for one process it does nothing.
 
     Raises:
         ValueError: an unknown name.
@@ -28,11 +30,13 @@ class Backend:
         torch, as cpu is no CUDA device
     """
 
-    def __init__(self, name: str = "auto") -> None:
+    def __init__(self, name: str = "auto", add: Add = lambda tensors: None) -> None:
         if name not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, found {name!r}")
         self.name = name
+        self._add = add
         self._chosen: dict[torch.device, tuple[Projector, str]] = {}
+        self._over_processes: dict[torch.device, ShardedProjector] = {}
 
     def on(self, device: torch.device) -> Projector:
         """The projector for matrices on a device.
@@ -41,6 +45,16 @@ class Backend:
             RuntimeError: the kernels were asked for by name and cannot run there; says what is missing.
         """
         return self._choice(device)[0]
+
+    def over_processes(self, device: torch.device) -> ShardedProjector:
+        """The same for matrices that may be split over processes.
+
+        Raises:
+            RuntimeError: as `on` does.
+        """
+        if device not in self._over_processes:
+            self._over_processes[device] = ShardedProjector(self.on(device), self._add)
+        return self._over_processes[device]
 
     def explained(self, device: torch.device) -> str:
         """What is used on a device, and why."""

@@ -202,7 +202,11 @@ def _sums(basis: Float[Tensor, "matrix direction d_model"], value: Float[Tensor,
 def _steer_alone_(matrix: Matrix) -> None:
     if matrix.mixing is None:
         return
-    mixed = mixed_coefficients(matrix.value(), matrix.basis, matrix.mixing)
+    add_along_(matrix, mixed_coefficients(matrix.value(), matrix.basis, matrix.mixing))
+
+
+def add_along_(matrix: Matrix, mixed: Float[Tensor, "direction other"]) -> None:
+    """Add `Q^T` times mixed coefficients to a matrix's columns."""
     if matrix.columns.dtype == torch.float32:
         matrix.columns.addmm_(matrix.basis.mT, mixed)
     else:

@@ -111,7 +111,13 @@ def mixed_coefficients(
     mixing: Float[Tensor, "*batch direction direction"],
 ) -> Float[Tensor, "*batch direction other"]:
     """`T Q M`, what is added along each row of `Q`; zero in columns of `M` that hold NaN or infinity."""
-    coefficients = basis @ value
+    return mixed_where_finite(basis @ value, mixing)
+
+
+def mixed_where_finite(
+    coefficients: Float[Tensor, "*batch direction other"], mixing: Float[Tensor, "*batch direction direction"]
+) -> Float[Tensor, "*batch direction other"]:
+    """`T C`, zero in columns of the coefficients `C = Q M` that hold NaN or infinity."""
     finite = torch.isfinite(coefficients).all(-2, keepdim=True)  # every element of a column reaches its coefficients
     return torch.where(finite, mixing @ coefficients, 0.0)
 

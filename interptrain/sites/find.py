@@ -15,6 +15,7 @@ from interptrain.sites.hooks import HookPoint
 from interptrain.sites.layer import axes_of
 from interptrain.sites.norm import Norm
 from interptrain.sites.parts import Part, parts
+from interptrain.sites.sharding import refuse
 from interptrain.sites.site import LeftOut, Site, Sites, touches
 from interptrain.sites.stack import find_stack
 
@@ -45,6 +46,7 @@ def find_sites(model: nn.Module, bank: ConceptBank, *, skip: Sequence[str] = (),
     Raises:
         ValueError: the model is not the bank's; it has no known blocks, or two stacks of them; a trainable
             parameter is not understood, or shared by two modules; or nothing is left that meets the stream.
+        TypeError: the parameters are spread over processes otherwise than FSDP2 does it.
 
     Example:
         >>> import torch
@@ -63,6 +65,7 @@ def find_sites(model: nn.Module, bank: ConceptBank, *, skip: Sequence[str] = (),
     """
     if where not in ("gradient", "update"):
         raise ValueError(f'where is "gradient" or "update", found {where!r}')
+    refuse(model)
     stack = find_stack(model)
     check_model(bank, stack)
     hooks = [HookPoint.parse(hook) for hook in bank.hook_points]

@@ -8,8 +8,10 @@ from typing import Self
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from interptrain.sites.layer import saved_copy
+from interptrain.sites.sharding import whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +45,9 @@ class Norm:
         if weight is not None:
             x = x.to(weight.device, weight.dtype)
         with torch.no_grad():
-            found = (module.forward(x[None]) - module.forward(-x[None]))[0].float() / 2
+            own = {f"norm.{key}": whole(parameter) for key, parameter in module.named_parameters()}
+            up, down = (functional_call(_WithoutHooks(module), own, (each[None],)) for each in (x, -x))
+            found = (up - down)[0].float() / 2
         tolerance = max(1e-3, 4 * torch.finfo(x.dtype).eps)  # eps inside the root, and the weight's precision
         for centred in (False, True):
             for offset in (0.0, 1.0):
@@ -67,7 +71,19 @@ class Norm:
         if self.centred:
             rows = rows - rows.mean(-1, keepdim=True)
         weight = self.weight
-        return rows if weight is None else rows * (self.offset + weight.detach().to(rows))
+        return rows if weight is None else rows * (self.offset + whole(weight).to(rows))
+
+
+class _WithoutHooks(nn.Module):
+    """Calls a norm past its hooks, which wait for the rest of a forward pass."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Float[Tensor, "one d_model"]) -> Float[Tensor, "one d_model"]:
+        """`norm(x)`."""
+        return self.norm.forward(x)
 
 
 def _weight(module: nn.Module) -> Tensor | None:

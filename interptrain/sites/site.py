@@ -63,6 +63,13 @@ class Site:
         """The module that receives what the whole map, `W` or `s B A`, is applied to."""
         return self.partner if self.partner is not None and self.role == "writer" else self.module
 
+    @property
+    def width_in(self) -> int | None:
+        """The width of what the entrance receives; None where it is no vector, or does not matter, as for a bias."""
+        if isinstance(self.entrance, nn.Embedding) or self.parameter.ndim == 1:
+            return None
+        return self.parameter.shape[1 - self.axis] if self.partner is None else self.parameters[1].shape[self.axis - 1]
+
     def directions(self, rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
         """Unit rows in the parameter's own coordinates, with the norm's present gain.
 

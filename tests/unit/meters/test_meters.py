@@ -177,7 +177,7 @@ def test_mean_inputs_are_over_loss_tokens():
     module = model.model.layers[0].mlp.down_proj
     module.register_forward_pre_hook(lambda _, args: seen.update(x=args[0].detach()))
     inputs = MeanInputs(positions)
-    inputs.attach([module])
+    inputs.attach({module: 48}, torch.device("cpu"))
     model(**examples).loss.backward()
     torch.testing.assert_close(inputs.mean(module), seen["x"][positions.current].mean(0))
     inputs.end()

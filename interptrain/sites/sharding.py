@@ -1,0 +1,172 @@
+"""Parameters whose elements lie in several processes, as FSDP2 leaves them; what lies otherwise is refused by name."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from interptrain.processes import count, sum_over_processes_
+from interptrain.projection import Part
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+
+INSTEAD = "use DDP, or FSDP2 (torch.distributed.fsdp.fully_shard) over all processes"
+
+
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether a tensor is a `DTensor`: this process holds a part of it.
+
+    Example:
+        >>> is_sharded(torch.zeros(2))
+        False
+    """
+    if "torch.distributed.tensor" not in sys.modules:  # nobody has made one, and the import takes most of a second
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor, in the tensor's own memory; all of it where it is not sharded.
+
+    Example:
+        >>> weight = nn.Parameter(torch.zeros(2))
+        >>> local(weight).data_ptr() == weight.data_ptr()
+        True
+    """
+    return tensor.detach().to_local() if is_sharded(tensor) else tensor.detach()
+
+
+def part_of(tensor: Tensor, axis: int) -> Part:
+    """What this process holds of a tensor, seen as a matrix with this axis first: everything, rows or columns.
+
+    Example:
+        >>> part_of(torch.zeros(4, 2), 0)
+        Part(split=None, start=0, stop=None)
+    """
+    if not is_sharded(tensor):
+        return Part()
+    dim, start, stop = _held(tensor)
+    return Part("rows" if dim == axis else "columns", start, stop)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole tensor, in every process; a view of itself where it is not sharded."""
+    return wholes([(local(tensor), tensor)])[0]
+
+
+def wholes(pieces: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Whole tensors, in every process, by one all-reduce for all of them.
+
+    Args:
+        pieces: what this process holds of each, and a tensor that is sharded alike; where that is not sharded, what is
+            held is the whole, and is given back.
+
+    Example:
+        >>> weight = torch.ones(2)
+        >>> wholes([(weight, weight)])[0] is weight
+        True
+    """
+    found, gathered = [], []
+    for held, like in pieces:
+        if is_sharded(like):
+            one = torch.zeros(like.shape, dtype=held.dtype, device=held.device)
+            _piece(one, like).copy_(held)
+            gathered.append(one)
+            found.append(one)
+        else:
+            found.append(held)
+    sum_over_processes_(gathered)
+    return found
+
+
+def overwrite_(tensor: Tensor, value: Tensor) -> None:
+    """Overwrite what this process holds of a sharded tensor by its part of a whole one."""
+    local(tensor).copy_(_piece(value, tensor))
+
+
+def refuse(model: nn.Module) -> None:
+    """Raise for a model whose parameters are spread in a way that is not understood.
+
+    Raises:
+        TypeError: FSDP1, DeepSpeed's ZeRO-3, tensor parallelism, HSDP, or FSDP2 over some of the processes.
+    """
+    covered: set[nn.Module] = set()
+    for module in model.modules():
+        if "torch.distributed.fsdp" in sys.modules and _by_fsdp1(module):
+            raise TypeError(
+                f"{type(module).__name__} (FSDP1) keeps flat parameters, in which no residual axis is left; {INSTEAD}"
+            )
+        if module not in covered and _by_fsdp2(module):
+            covered |= set(module.modules())
+    for owner, module in model.named_modules():
+        for attribute, parameter in module.named_parameters(recurse=False):
+            reason = _unlike_fsdp2(parameter, module in covered)
+            if reason is not None:
+                name = f"{owner}.{attribute}".lstrip(".")
+                raise TypeError(f"'{name}' {reason}; {INSTEAD}")
+
+
+def reshard(model: nn.Module) -> None:
+    """Give back the whole parameters that a forward pass without a backward pass leaves in FSDP2's root module."""
+    for module in model.modules():
+        if _by_fsdp2(module):
+            module.reshard()
+
+
+def _unlike_fsdp2(parameter: nn.Parameter, covered: bool) -> str | None:
+    """What keeps a parameter from being read; None where nothing does."""
+    if "ds_id" in vars(parameter):
+        return "is a parameter of DeepSpeed ZeRO-3, which holds it flat and in its own optimizer"
+    if not is_sharded(parameter):
+        return None
+    from torch.distributed.tensor import Shard
+
+    mesh, placements = parameter.device_mesh, parameter.placements
+    if mesh.ndim > 1:
+        return f"lies on a mesh of {mesh.ndim} dimensions (HSDP, or FSDP with tensor parallelism): {placements}"
+    if not covered:
+        return "is a DTensor outside of every FSDP2 module (tensor parallelism, or a part of the model was given)"
+    if type(placements[0]) is not Shard:
+        return f"is placed as {placements[0]}, expected a Shard"
+    if mesh.size() != count():
+        return f"is spread over {mesh.size()} of {count()} processes"
+    return None
+
+
+def _by_fsdp1(module: nn.Module) -> bool:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    return isinstance(module, FullyShardedDataParallel)
+
+
+def _by_fsdp2(module: nn.Module) -> TypeGuard[FSDPModule]:
+    if "torch.distributed.fsdp" not in sys.modules:
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(module, FSDPModule)
+
+
+def _piece(value: Tensor, like: Tensor) -> Tensor:
+    """What of a whole tensor this process holds of one that is sharded."""
+    dim, start, stop = _held(like)
+    return value.narrow(dim, start, stop - start)
+
+
+def _held(tensor: Tensor) -> tuple[int, int, int]:
+    """The dimension that is sharded, and from where to where this process has it: as `torch.chunk` divides it."""
+    if not is_sharded(tensor):
+        raise TypeError(f"expected a DTensor, found {type(tensor).__name__}")
+    dim, mesh = tensor.placements[0].dim, tensor.device_mesh
+    size = tensor.shape[dim]
+    chunk = -(-size // mesh.size())
+    start = min(mesh.get_local_rank() * chunk, size)
+    return dim, start, min(start + chunk, size)

@@ -304,6 +304,6 @@ def _stacked(factors: Sequence[Factors]) -> Factors:
 def _off_energy(
     start: Factors, end: Factors, basis: Float[Tensor, "pair direction d_model"], scaling: Float[Tensor, "pair"]
 ) -> Float[Tensor, ""]:
-    left, right = product_change(start, end)
+    left, right = (each.float() for each in product_change(start, end))
     columns = thin(left - basis.mT @ (basis @ left), right)
     return (scaling * columns.flatten(1).norm(dim=-1)).square().sum()

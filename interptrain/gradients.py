@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from interptrain.projection import Matrix, Part, ShardedProjector, as_columns
+from interptrain.projection import WHOLE, Matrix, Part, ShardedProjector, as_columns
 from interptrain.sites import Site
 from interptrain.sites.sharding import local, part_of
 from interptrain.views import SteeredFrame
@@ -26,7 +26,7 @@ class Gradient:
 
     site: Site
     columns: Float[Tensor, "d_model other"]
-    part: Part = Part()
+    part: Part = WHOLE
 
     def matrix(self, rows: Float[Tensor, "row d_model"], mixing: Tensor | None = None) -> Matrix:
         """It and the directions to read and steer it along."""

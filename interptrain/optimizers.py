@@ -88,8 +88,8 @@ def refuse(optimizer: Optimizer) -> None:
     """
     if any(each.__module__.partition(".")[0] == "deepspeed" for each in type(optimizer).__mro__):
         raise TypeError(
-            f"{type(optimizer).__name__} is DeepSpeed's, whose step is not a torch optimizer's: it works on flat copies "
-            "of the parameters. Use a torch optimizer, with DDP or FSDP2 (torch.distributed.fsdp.fully_shard)"
+            f"{type(optimizer).__name__} is DeepSpeed's, whose step is not a torch optimizer's: it works on flat "
+            "copies of the parameters. Use a torch optimizer, with DDP or FSDP2 (torch.distributed.fsdp.fully_shard)"
         )
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"expected a torch.optim.Optimizer, found {type(optimizer).__name__}")

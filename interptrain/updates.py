@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from interptrain.meters.achieved import AchievedGain
 from interptrain.projection import (
+    WHOLE,
     Factors,
     Matrix,
     Part,
@@ -30,7 +31,6 @@ from interptrain.projection import (
 from interptrain.sites import Site
 from interptrain.sites.sharding import is_sharded, local, overwrite_, part_of, wholes
 from interptrain.views import SteeredFrame
-
 
 _Key: TypeAlias = tuple[nn.Module, str]  # where a parameter is found
 
@@ -79,7 +79,7 @@ class ParameterUpdate:
     site: Site
     before: Float[Tensor, "d_model other"]
     now: Float[Tensor, "d_model other"]
-    part: Part = Part()
+    part: Part = WHOLE
 
     def matrix(self, rows: Float[Tensor, "row d_model"], mixing: Tensor | None = None) -> Matrix:
         """`W_now - W_before`, to be read and steered along `rows`."""
@@ -110,12 +110,12 @@ class ProductUpdate:
     site: Site
     before: Factors
     now: Factors
-    sharded: tuple[tuple[Tensor, nn.Parameter], ...] = ()
+    sharded: tuple[tuple[Tensor, Tensor], ...] = ()
 
     @property
     def part(self) -> Part:
         """Everything: every process gathers both factors."""
-        return Part()
+        return WHOLE
 
     def write_(self, edited: Factors) -> None:
         """Overwrite both parameters."""

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interptrain.processes import mean_over_processes
 from interptrain.meters.spans import Spans
+from interptrain.processes import mean_over_processes
 
 if TYPE_CHECKING:
     from interptrain.interventions.intervention import Context

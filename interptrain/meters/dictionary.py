@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interptrain import processes
 from interptrain.concepts.bank import ConceptBank
-from interptrain.processes import count, rank, sum_over_processes_
 
 FLIPS = 64  # null draws
 CHUNK = 8192  # latents whose energy is taken at a time
@@ -77,7 +77,7 @@ class DictionaryMeter:
         if hook not in self._alive:
             return
         if hook not in self._tallies:
-            self._tallies[hook] = _Tally.zeros(len(columns), self._seed + rank(), columns.device)
+            self._tallies[hook] = _Tally.zeros(len(columns), self._seed + processes.rank(), columns.device)
         with torch.no_grad(), torch.autocast(columns.device.type, enabled=False):
             self._tallies[hook].add(columns.float())
 
@@ -93,13 +93,13 @@ class DictionaryMeter:
             device: where to read if no gradient came by here but in another process.
         """
         tallies, self._tallies = self._tallies, {}
-        if count() > 1:
+        if processes.count() > 1:
             tallies = self._over_processes(tallies, device or torch.device("cpu"))
         found = {}
         for hook, tally in tallies.items():
             with torch.no_grad(), torch.autocast(tally.total.device.type, enabled=False):
                 rows = self._dictionary(hook, tally.total.device)
-                found[hook] = tally.reading(*rows, self._count, loss_scale * count())
+                found[hook] = tally.reading(*rows, self._count, loss_scale * processes.count())
         return found or None
 
     def _over_processes(self, tallies: Mapping[str, _Tally], device: torch.device) -> dict[str, _Tally]:
@@ -108,7 +108,9 @@ class DictionaryMeter:
             hook: tallies[hook] if hook in tallies else _Tally.zeros(self._bank.d_model, 0, device)
             for hook in self._alive
         }
-        sum_over_processes_([each for t in summed.values() for each in (t.total, t.second, t.flipped, t.tokens)])
+        processes.sum_over_processes_(
+            [each for t in summed.values() for each in (t.total, t.second, t.flipped, t.tokens)]
+        )
         return {hook: tally for hook, tally in summed.items() if hook in tallies or tally.tokens > 0}
 
     def held_bytes(self) -> int:

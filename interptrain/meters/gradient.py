@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from interptrain.meters.share import Measurable, energy_share
+from interptrain.meters.null_energy import Measurable
+from interptrain.meters.share import energy_share
 from interptrain.projection import Sums
 from interptrain.report import Reading
 

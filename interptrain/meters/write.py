@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interptrain.meters.share import Measurable, energy_share
+from interptrain.meters.null_energy import Measurable
+from interptrain.meters.share import energy_share
 from interptrain.projection import Sums
 from interptrain.report import Reading
 

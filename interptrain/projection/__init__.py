@@ -4,7 +4,7 @@ from interptrain.projection.backend import Backend
 from interptrain.projection.cap import cap_factor, capped
 from interptrain.projection.frame import Frame
 from interptrain.projection.grouped import workspace_bytes
-from interptrain.projection.matrix import Matrix, Part, Projector, Sums
+from interptrain.projection.matrix import WHOLE, Matrix, Part, Projector, Sums
 from interptrain.projection.precision import full_precision
 from interptrain.projection.product import Factors, product_change, steer_product, thin
 from interptrain.projection.reference import (
@@ -17,6 +17,7 @@ from interptrain.projection.reference import (
 from interptrain.projection.sharded import PartialSums, ShardedProjector
 
 __all__ = [
+    "WHOLE",
     "Backend",
     "Factors",
     "Frame",

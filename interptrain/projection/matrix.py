@@ -58,6 +58,9 @@ class Part:
         return every
 
 
+WHOLE = Part()
+
+
 @dataclass(frozen=True, eq=False)
 class Matrix:
     """A gradient, or what an optimizer made of a parameter, and the directions it is read along.
@@ -74,7 +77,7 @@ class Matrix:
     basis: Float[Tensor, "direction d_model"]
     mixing: Float[Tensor, "direction direction"] | None = None
     before: Float[Tensor, "d_model other"] | None = None
-    part: Part = Part()
+    part: Part = WHOLE
 
     def value(self) -> Float[Tensor, "d_model other"]:
         """`M` in float32: the difference is taken first, so that no digits of a small step are lost."""

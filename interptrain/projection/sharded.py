@@ -76,7 +76,7 @@ class ShardedProjector:
         whole, factor = capped([matrix for matrix, _ in steered if matrix.part.split is None], norm_cap)
         columns = [_ColumnsEdit(*each, norm_cap) for each in steered if each[0].part.split == "columns"]
         rows = [_RowsEdit(*each, norm_cap) for each in steered if each[0].part.split == "rows"]
-        self._add([tensor for edit in (*columns, *rows) for tensor in edit.partial])
+        self._add([tensor for edit in columns for tensor in edit.partial] + [t for edit in rows for t in edit.partial])
         limited = [edit.limited() for edit in columns]
         self._inner.steer_([*whole, *(matrix for matrix, _ in limited if matrix.columns.numel())])
         factors = [*(each for _, each in limited), *(edit.make_() for edit in rows)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from interptrain.processes import count, sum_over_processes_
-from interptrain.projection import Part
+from interptrain.projection import WHOLE, Part
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -41,7 +41,8 @@ def local(tensor: Tensor) -> Tensor:
         >>> local(weight).data_ptr() == weight.data_ptr()
         True
     """
-    return tensor.detach().to_local() if is_sharded(tensor) else tensor.detach()
+    held = tensor.detach()
+    return held.to_local() if is_sharded(held) else held
 
 
 def part_of(tensor: Tensor, axis: int) -> Part:
@@ -52,7 +53,7 @@ def part_of(tensor: Tensor, axis: int) -> Part:
         Part(split=None, start=0, stop=None)
     """
     if not is_sharded(tensor):
-        return Part()
+        return WHOLE
     dim, start, stop = _held(tensor)
     return Part("rows" if dim == axis else "columns", start, stop)
 
@@ -100,11 +101,11 @@ def refuse(model: nn.Module) -> None:
     """
     covered: set[nn.Module] = set()
     for module in model.modules():
-        if "torch.distributed.fsdp" in sys.modules and _by_fsdp1(module):
+        if _by_fsdp1(module):
             raise TypeError(
                 f"{type(module).__name__} (FSDP1) keeps flat parameters, in which no residual axis is left; {INSTEAD}"
             )
-        if module not in covered and _by_fsdp2(module):
+        if module not in covered and _by_fsdp2(module) is not None:
             covered |= set(module.modules())
     for owner, module in model.named_modules():
         for attribute, parameter in module.named_parameters(recurse=False):
@@ -117,8 +118,9 @@ def refuse(model: nn.Module) -> None:
 def reshard(model: nn.Module) -> None:
     """Give back the whole parameters that a forward pass without a backward pass leaves in FSDP2's root module."""
     for module in model.modules():
-        if _by_fsdp2(module):
-            module.reshard()
+        sharded = _by_fsdp2(module)
+        if sharded is not None:
+            sharded.reshard()
 
 
 def _unlike_fsdp2(parameter: nn.Parameter, covered: bool) -> str | None:
@@ -142,17 +144,19 @@ def _unlike_fsdp2(parameter: nn.Parameter, covered: bool) -> str | None:
 
 
 def _by_fsdp1(module: nn.Module) -> bool:
+    if "torch.distributed.fsdp" not in sys.modules:
+        return False
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     return isinstance(module, FullyShardedDataParallel)
 
 
-def _by_fsdp2(module: nn.Module) -> TypeGuard[FSDPModule]:
+def _by_fsdp2(module: nn.Module) -> FSDPModule | None:
     if "torch.distributed.fsdp" not in sys.modules:
-        return False
+        return None
     from torch.distributed.fsdp import FSDPModule
 
-    return isinstance(module, FSDPModule)
+    return module if isinstance(module, FSDPModule) else None
 
 
 def _piece(value: Tensor, like: Tensor) -> Tensor:
@@ -163,8 +167,10 @@ def _piece(value: Tensor, like: Tensor) -> Tensor:
 
 def _held(tensor: Tensor) -> tuple[int, int, int]:
     """The dimension that is sharded, and from where to where this process has it: as `torch.chunk` divides it."""
-    if not is_sharded(tensor):
-        raise TypeError(f"expected a DTensor, found {type(tensor).__name__}")
+    from torch.distributed.tensor import Shard
+
+    if not (is_sharded(tensor) and isinstance(tensor.placements[0], Shard)):
+        raise TypeError(f"expected a DTensor that is sharded, found {tensor}")
     dim, mesh = tensor.placements[0].dim, tensor.device_mesh
     size = tensor.shape[dim]
     chunk = -(-size // mesh.size())

@@ -68,13 +68,15 @@ def hugging_face(model, folder, *callbacks, make_optimizer=adamw, data=None, **s
     """A quiet Hugging Face trainer on the CPU."""
     settings = {"max_steps": STEPS, "max_grad_norm": 0.0, "save_strategy": "no", "report_to": []} | settings
     arguments = TrainingArguments(
-        str(folder), train_sampling_strategy="sequential", per_device_train_batch_size=8, use_cpu=True,
-        disable_tqdm=True, seed=0, **settings,
+        str(folder), train_sampling_strategy="sequential", use_cpu=True, disable_tqdm=True, seed=0,
+        **({"per_device_train_batch_size": 8} | settings),
     )  # fmt: skip
-    optimizer = make_optimizer([parameter for parameter in model.parameters() if parameter.requires_grad])
-    constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _step: 1.0)
+    optimizers = (None, None)
+    if make_optimizer is not None:
+        optimizer = make_optimizer([parameter for parameter in model.parameters() if parameter.requires_grad])
+        optimizers = (optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _step: 1.0))
     return Trainer(
-        model, arguments, train_dataset=Sentences() if data is None else data, optimizers=(optimizer, constant),
+        model, arguments, train_dataset=Sentences() if data is None else data, optimizers=optimizers,
         callbacks=list(callbacks),
     )  # fmt: skip
 

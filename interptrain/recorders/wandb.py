@@ -23,7 +23,7 @@ class WandbRecorder:
     or active, is left open. The last report is in the log when the run is finished.
 
     Args:
-        run: the run to log to; None makes one.
+        run: the run to log to; None takes the active one, or makes one.
         init: what `wandb.init` takes.
 
     Raises:

@@ -90,7 +90,7 @@ class ConceptSteering(Callback):
                 f"{type(trainer.strategy).__name__} flattens or moves parameters, so that none is a matrix on the "
                 "residual stream; use a single device, DDP, or ModelParallelStrategy (FSDP2)"
             )
-        self._session.start(pl_module, *trainer.optimizers, say=trainer.is_global_zero)
+        self._session.start(pl_module, *trainer.optimizers)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Tell the meters which tokens of the batch are in the loss."""
@@ -124,7 +124,7 @@ class ConceptSteering(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the summary and leave nothing behind."""
         self._drain(trainer)
-        self._session.summarise(say=trainer.is_global_zero)
+        self._session.summarise()
         self._session.end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -112,7 +112,7 @@ class ConceptSteering(TrainerCallback):
         _refuse(trainer)
         if (checkpoint := frame.f_locals.get("resume_from_checkpoint")) is not None:
             self._restore(Path(checkpoint), state)
-        self._session.start(kwargs["model"], bare(kwargs["optimizer"]), say=state.is_world_process_zero)
+        self._session.start(kwargs["model"], bare(kwargs["optimizer"]))
         self._session.listen(kwargs["model"])
 
     def on_pre_optimizer_step(
@@ -143,7 +143,7 @@ class ConceptSteering(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Print the summary and leave nothing behind."""
-        self._session.summarise(say=state.is_world_process_zero)
+        self._session.summarise()
         self._session.end()
 
     @property

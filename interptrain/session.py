@@ -19,6 +19,7 @@ from interptrain.interventions.intervention import Intervention, split
 from interptrain.meters.probes import ProbeSets, callable_model
 from interptrain.meters.tokens import IGNORED_LABEL
 from interptrain.plan import Plan, summary_table
+from interptrain.processes import rank
 from interptrain.report import Recorder, Window
 from interptrain.sites import Site, find_sites
 from interptrain.steerer import Steerer
@@ -37,12 +38,12 @@ class Options(TypedDict, total=False):
             trainable readers after it.
         where: `"gradient"`, the default, or `"update"`: exact on what the optimizer did, LoRA readers included.
         every: measure on every n-th optimizer step; steering acts on all of them.
-        recorders: take the report of each measured step.
+        recorders: take the report of each measured step; of several processes, those of the first.
         skip: name patterns of trainable parameters to leave alone where they are not understood.
         labels: from a batch (the forward pass's keyword arguments where the loop does not show its batches) to its
             labels `[batch, token]` (-100: not in the loss); by default its `labels`, else what its `attention_mask`
             keeps, else every token.
-        summary: print what is held when training starts, and a table when it ends.
+        summary: print, in the first process, what is held when training starts, and a table when it ends.
         ridge: allow nearly parallel directions, at the price of inexact gains.
         norm_cap: bound on the relative size of the edit at each site.
         clip_norm: clip the norm of each optimizer's gradients to this, after they are steered: what makes a clipped
@@ -112,7 +113,7 @@ class Session:
         self._labels: Labels = given.pop("labels", None) or labels_of
         self._summary = given.pop("summary", True)
         self._window = Window(limit=kept)
-        given["recorders"] = (*given.get("recorders", ()), self._window)
+        self._recorders = tuple(given.pop("recorders", ()))
         self._options = given
         self._steerer: Steerer | None = None
         self._model: nn.Module | None = None
@@ -160,13 +161,12 @@ class Session:
             Console().print(plan)
         return plan
 
-    def start(self, model: nn.Module, *optimizers: Optimizer, say: bool = True) -> None:
+    def start(self, model: nn.Module, *optimizers: Optimizer) -> None:
         """Find the sites, attach, and go on from a restored state; or say what does not fit and leave nothing behind.
 
         Args:
             model: in training.
             optimizers: that train it.
-            say: whether this process prints.
         """
         self.end()
         self._begin()
@@ -176,7 +176,7 @@ class Session:
         steerer.attach(model, *optimizers)
         self._steerer, self._model, self._restored = steerer, model, None
         self._training = _trainable(model)
-        if self._summary and say:
+        if self._summary and rank() == 0:
             held = f"{steerer.held_bytes() / 2**20:.1f} MiB beside the model"
             sites = f"{len(steerer.sites)} sites (dry_run(model) lists them)"
             Console().print(f"interptrain: {sites}, {held}, projected by {steerer.projected_by}")
@@ -215,10 +215,10 @@ class Session:
         self._warn(report.step + 1)
         return True
 
-    def summarise(self, *, say: bool = True) -> None:
+    def summarise(self) -> None:
         """Print the last figures and tables, if any."""
         self.drain()
-        if self._summary and say and self.figures:
+        if self._summary and rank() == 0 and self.figures:
             Console().print(summary_table(self.bank.names, self.figures), *self.tables.values())
 
     def end(self) -> None:
@@ -241,7 +241,8 @@ class Session:
     def _steerer_for(self, model: nn.Module) -> Steerer:
         where = self._options.get("where", "gradient")
         sites = find_sites(model, self.bank, skip=self._skip, where=where) if self._sites is None else self._sites
-        return Steerer(self.bank, sites, self._rule, **self._options)
+        recorders = (*self._recorders, self._window) if rank() == 0 else (self._window,)
+        return Steerer(self.bank, sites, self._rule, recorders=recorders, **self._options)
 
     def _warn(self, step: int) -> None:
         """Of gains that part, of gradients that are not finite, and of parameters that train in mid-run."""

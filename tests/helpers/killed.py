@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import save_file
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from interptrain import ConceptBank, gate, suppress
+from interptrain import ConceptBank, gate, scheduled, suppress
 from interptrain.callbacks import lightning, transformers
 from interptrain.callbacks.torch import attach
 from interptrain.recorders import JSONLRecorder
@@ -33,10 +33,10 @@ def make_bank():
 
 
 def steering(folder):
-    """A rule, an intervention that finds its threshold in the first batch, and probe texts: all have a state."""
+    """A scheduled rule, a gate that finds its threshold in the first batch, and probe texts: all have a state."""
     texts = Sentences(count=8, seed=5).tokens
     probes = {"neutral": [{"input_ids": texts, "attention_mask": torch.ones_like(texts)}]}
-    rules = [suppress("pirate"), gate("royal", tokens=0.2)]
+    rules = [scheduled(suppress("pirate"), lambda step: step / 20), gate("royal", tokens=0.2)]
     options = {"where": "update", "probes": probes, "probe_every": 5, "discover_every": None, "summary": False}
     return (make_bank(), rules), options | {"recorders": [JSONLRecorder(folder / CURVES)]}
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import get_total_norm
+
+from interptrain.sites.sharding import is_sharded, local
 
 
 @torch.no_grad()
 def clip_(parameters: Iterable[Tensor], norm: Tensor | float) -> None:
-    """`g <- g min(1, norm / ||g||)` with `||g||` over all parameters; overwrites their gradients.
+    """`g <- g min(1, norm / ||g||)` with `||g||` over all parameters and processes; overwrites their gradients.
 
-    Where `||g||` is not finite nothing is clipped: one infinite gradient must not reach the others.
+    Where `||g||` is not finite nothing is clipped: one infinite gradient must not reach the others, as it does in
+    `torch.nn.utils.clip_grad_norm_`.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.zeros(2))
@@ -22,8 +26,14 @@ def clip_(parameters: Iterable[Tensor], norm: Tensor | float) -> None:
         >>> weight.grad
         tensor([0.6000, 0.8000])
     """
-    moving = [parameter for parameter in parameters if parameter.grad is not None]
-    if not moving:
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
         return
-    found = get_total_norm([parameter.grad for parameter in moving if parameter.grad is not None])
-    clip_grads_with_norm_(moving, norm, torch.where(torch.isfinite(found), found, 0.0))  # type: ignore[arg-type]
+    found = get_total_norm(gradients)
+    whole = found.full_tensor() if is_sharded(found) else found
+    factor = torch.where(torch.isfinite(whole), norm / (whole + 1e-6), 1.0).clamp_max(1.0)
+    by_device: dict[torch.device, list[Tensor]] = defaultdict(list)
+    for gradient in gradients:
+        by_device[gradient.device].append(local(gradient))
+    for device, here in by_device.items():
+        torch._foreach_mul_(here, factor.to(device))

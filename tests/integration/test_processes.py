@@ -62,6 +62,7 @@ RULES = {
     "amplify": (amplify("pirate", 1.5), {}),
     "one-sided": (one_sided(suppress("pirate")), {}),
     "norm-cap": (amplify("pirate", 30.0), {"norm_cap": 0.1}),
+    "clip-norm": (suppress("pirate"), {"clip_norm": 0.2}),
 }
 
 
@@ -187,7 +188,9 @@ def expected(make, rule, where, **options):
     return train(make(), *((act,) if rule else ()), where=where, **more, **options)
 
 
-def check_together(make, wrap, where, folder, *, count=2, rules=tuple(RULES), **options):
+def check_together(
+    make, wrap, where, folder, *, count=2, rules=("suppress", "amplify", "one-sided", "norm-cap"), **options
+):
     """Several rules, in one process and in several; and each of them does something."""
 
     def run(rank, count):
@@ -219,6 +222,13 @@ def test_two_processes_are_one(wrap, model, where, tmp_path):
 @pytest.mark.parametrize("wrap", WRAPS)
 def test_four_processes_are_one(wrap, model, where, tmp_path):
     check_together(MODELS[model], WRAPS[wrap], where, tmp_path, count=4)
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_what_is_clipped_is_the_norm_over_all_processes(wrap, tmp_path):
+    unclipped = train(odd_llama(), suppress("pirate"), where="gradient")
+    assert apart(expected(odd_llama, "clip-norm", "gradient"), unclipped) > 1e-2
+    check_together(odd_llama, WRAPS[wrap], "gradient", tmp_path, rules=["clip-norm"])
 
 
 @pytest.mark.parametrize("where", ["gradient", "update"])

@@ -146,6 +146,7 @@ def train(
             if null is not None
         ],
         "collectives": collectives,
+        "sharded": all(isinstance(each, DTensor) for each in model.parameters()),
     }
 
 
@@ -319,6 +320,15 @@ def test_interventions_on_tokens_and_activations_are_those_of_one_process(wrap, 
             assert_same(each[name], alone, start=start, figures=False)
 
 
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_processes_agree_on_the_threshold_that_a_gate_finds(wrap, tmp_path):
+    def run(rank, count):
+        return train(odd_llama(), gate("pirate"), where="gradient", wrap=WRAPS[wrap], rank=rank, count=count, steps=2)
+
+    both = [found["curves"][-1]["interptrain/gate/pirate/threshold"] for found in in_processes(2, run, tmp_path)]
+    assert both[0] == both[1]
+
+
 def test_probe_texts_and_the_dictionary_are_read_alike_and_leave_the_model_sharded(tmp_path):
     decoder = torch.randn(60, WIDTH, generator=torch.Generator().manual_seed(3))
     readout = Readout({}, {"W_dec": decoder}, alive=torch.ones(60, dtype=torch.bool))
@@ -333,6 +343,7 @@ def test_probe_texts_and_the_dictionary_are_read_alike_and_leave_the_model_shard
 
     start = {name: each.detach().clone() for name, each in odd_llama().named_parameters()}
     for found in in_processes(2, run, tmp_path):
+        assert found["sharded"]  # also the root, which FSDP2 leaves whole when a forward pass has no backward pass
         assert "concept/pirate/realised/neutral" in found["curves"][0]
         assert f"interptrain/discovery/{HOOK}/top" in found["curves"][0]
         assert_same(found, alone, start=start, drawn=("/top/", "/explained/"))

@@ -105,11 +105,9 @@ class ConceptSteering(TrainerCallback):
     ) -> None:
         """Find the sites and attach, or say what does not fit; go on from the checkpoint that is resumed."""
         frame = _frame_of(Trainer)
-        trainer = frame.f_locals["self"]
-        callbacks = trainer.callback_handler.callbacks
+        callbacks = frame.f_locals["self"].callback_handler.callbacks
         callbacks.remove(self)
         callbacks.insert(0, self)  # before those that log, so that they find the curves in the logs
-        _refuse(trainer)
         if (checkpoint := frame.f_locals.get("resume_from_checkpoint")) is not None:
             self._restore(Path(checkpoint), state)
         self._session.start(kwargs["model"], bare(kwargs["optimizer"]))
@@ -171,8 +169,3 @@ def _frame_of(kind: type) -> FrameType:
             return frame
         frame = frame.f_back
     raise RuntimeError(f"no {kind.__name__} is calling; give the callback to a {kind.__name__}")
-
-
-def _refuse(trainer: Trainer) -> None:
-    if trainer.is_deepspeed_enabled:
-        raise TypeError("DeepSpeed steps its own flat copies of the parameters; use DDP or FSDP2 (fsdp_version: 2)")

@@ -54,6 +54,7 @@ class ConceptSteering(TrainerCallback):
 
     def __init__(self, bank: ConceptBank, rule: Rules | None = None, **options: Unpack[Options]) -> None:
         self._session = Session(bank, rule, **options)
+        self._moved: tuple[list[TrainerCallback], int] | None = None
 
     @property
     def bank(self) -> ConceptBank:
@@ -77,8 +78,12 @@ class ConceptSteering(TrainerCallback):
         return self._session.dry_run(model, show=show)
 
     def detach(self) -> None:
-        """Leave nothing behind on the model and its optimizer."""
+        """Leave nothing behind on the model, its optimizer and the trainer's order of callbacks."""
         self._session.end()
+        if self._moved is not None:
+            callbacks, place = self._moved
+            callbacks.insert(place, callbacks.pop(callbacks.index(self)))
+            self._moved = None
 
     def __enter__(self) -> Self:
         return self
@@ -105,9 +110,10 @@ class ConceptSteering(TrainerCallback):
     ) -> None:
         """Find the sites and attach, or say what does not fit; go on from the checkpoint that is resumed."""
         frame = _frame_of(Trainer)
+        self.detach()
         callbacks = frame.f_locals["self"].callback_handler.callbacks
-        callbacks.remove(self)
-        callbacks.insert(0, self)  # before those that log, so that they find the curves in the logs
+        self._moved = callbacks, callbacks.index(self)
+        callbacks.insert(0, callbacks.pop(self._moved[1]))  # before those that log: they find the curves in the logs
         if (checkpoint := frame.f_locals.get("resume_from_checkpoint")) is not None:
             self._restore(Path(checkpoint), state)
         self._session.start(kwargs["model"], bare(kwargs["optimizer"]))
@@ -152,7 +158,7 @@ class ConceptSteering(TrainerCallback):
         """Take over a checkpoint's steering state; one of a run that was not steered has none, which is said."""
         if (checkpoint / self._file).exists():
             self._session.load_state_dict(load_state(checkpoint / self._file))
-        elif any(key.startswith(("concept/", "interptrain/")) for entry in state.log_history for key in entry):
+        elif any(key.startswith(f"{self._session.prefix}concept/") for entry in state.log_history for key in entry):
             raise ValueError(
                 f"'{checkpoint}' is of a run with concept curves but has no {self._file}: it was cut off while it was "
                 "written, or its files were moved; resume from the checkpoint before it"

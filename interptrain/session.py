@@ -146,7 +146,12 @@ class Session:
     @property
     def metrics(self) -> dict[str, float]:
         """The latest figures by the names they are logged under."""
-        return {f"{self.name}/{key}": value for key, value in self.figures.items()} if self.name else self.figures
+        return {f"{self.prefix}{key}": value for key, value in self.figures.items()}
+
+    @property
+    def prefix(self) -> str:
+        """What those names begin with."""
+        return f"{self.name}/" if self.name else ""
 
     @property
     def steerer(self) -> Steerer:

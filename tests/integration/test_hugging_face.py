@@ -156,12 +156,14 @@ def test_nothing_is_left_behind_after_training_an_error_or_an_interruption(bank,
         model = llama()
         others = [] if error is None else [Stops(error)]
         run = hugging_face(model, tmp_path, quiet(bank, suppress("pirate"), clip_norm=1.0), *others)
+        order = list(run.callback_handler.callbacks)
         if error is None:
             run.train()
         else:
             with pytest.raises(type(error)):
                 run.train()
         assert hooks(model) == 0
+        assert run.callback_handler.callbacks == order
         optimizer = run.optimizer.optimizer if hasattr(run.optimizer, "optimizer") else run.optimizer
         assert not optimizer._optimizer_step_pre_hooks
         assert not optimizer._optimizer_step_post_hooks

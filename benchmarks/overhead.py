@@ -16,14 +16,9 @@ curves beside it while it is steered; Hugging Face's Trainer reports nowhere els
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import json
-import platform
-import statistics
-import subprocess
+import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -37,12 +32,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from interptrain import ablate, gate, hold, observe, penalise, prevent, retain, route, suppress, tiny_world
-from interptrain.callbacks import lightning
-from interptrain.callbacks import transformers as hugging_face
-from interptrain.callbacks.torch import Steering, attach
-from interptrain.recipes.fine_tuner import FineTuner, quiet_libraries
-from interptrain.recipes.pirate_arithmetic import (
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # a script's own path has its folder alone
+
+from benchmarks.blocks import Blocks, save  # noqa: E402
+from interptrain import ablate, gate, hold, observe, penalise, prevent, retain, route, suppress, tiny_world  # noqa: E402
+from interptrain.callbacks import lightning  # noqa: E402
+from interptrain.callbacks import transformers as hugging_face  # noqa: E402
+from interptrain.callbacks.torch import Steering, attach  # noqa: E402
+from interptrain.recipes.fine_tuner import FineTuner, quiet_libraries  # noqa: E402
+from interptrain.recipes.pirate_arithmetic import (  # noqa: E402
     BATCH,
     EVERY,
     LEARNING_RATE,
@@ -53,7 +52,7 @@ from interptrain.recipes.pirate_arithmetic import (
     WORDS,
     trainable,
 )
-from interptrain.recipes.pirate_arithmetic import bank as recipe_bank
+from interptrain.recipes.pirate_arithmetic import bank as recipe_bank  # noqa: E402
 
 ARMS: dict[str, dict[str, Any]] = {
     "observe": {"rule": observe()},
@@ -70,7 +69,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "route": {"rule": route(WORDS)},
 }
 
-# Of full fine-tuning the recipe's own settings only, and so of the other loops.
+# Of full fine-tuning the recipe's own settings only, and in the other loops two of them, with LoRA.
 FULL = ("observe", "suppress the update", "gate", "gate and retain")
 BY_LOOP = ("observe", "suppress the update")
 TUNINGS = ("lora", "full")
@@ -96,39 +95,6 @@ class Run:
         """A bank and a rule, and the options of every callback."""
         options = {"every": EVERY, "probe_every": PROBE_EVERY, "summary": False, **ARMS[self.arm]}
         return (recipe_bank(), options.pop("rule")), options | {"probes": tiny_world.probe_batches(PROBE_TEXTS)}
-
-
-class Blocks:
-    """Every second block of steps is steered; how long each block took, and each attaching.
-
-    Args:
-        size: steps of a block.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.size, self.on, self._started = size, False, 0.0
-        self.seconds: dict[bool, list[float]] = {False: [], True: []}
-        self.attaching: list[float] = []
-
-    def begin(self, step: int, attach: Callable[[], object]) -> None:
-        """Before a step: where a block begins, attach if it is to be steered, and start its clock."""
-        if step % self.size:
-            return
-        self.on = (step // self.size) % 2 == 1
-        if self.on:
-            started = time.perf_counter()
-            attach()
-            self.attaching.append(time.perf_counter() - started)
-        self._started = time.perf_counter()
-
-    def end(self, step: int, detach: Callable[[], object]) -> None:
-        """After a step: where a block ends, stop its clock, and detach if it was steered."""
-        if (step + 1) % self.size:
-            return
-        self.seconds[self.on].append(time.perf_counter() - self._started)
-        if self.on:
-            detach()
-        self.on = False
 
 
 class LightningBlocks(pytorch_lightning.Callback):
@@ -279,21 +245,7 @@ def measure(run: Run, pairs: int, block: int, data: Iterable[Batch]) -> dict[str
     blocks = Blocks(block)
     with tempfile.TemporaryDirectory() as folder:
         LOOPS[run.loop](run, blocks, list(islice(cycle(data), 2 * pairs * block)), folder)
-    timed = list(zip(blocks.seconds[True], blocks.seconds[False], strict=True))
-    ratios = [on / off for on, off in timed]
-    return {
-        "loop": run.loop,
-        "ratio": statistics.median(ratios),
-        "ratios": ratios,
-        "plain_seconds_a_step": statistics.median(blocks.seconds[False]) / block,
-        "added_seconds_a_step": statistics.median(on - off for on, off in timed) / block,
-        "attaching_seconds": statistics.median(blocks.attaching),
-    }
-
-
-def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
+    return {"loop": run.loop, **blocks.figures()}
 
 
 def chosen(arguments: argparse.Namespace) -> list[Run]:
@@ -307,9 +259,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--block", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--loops", nargs="+", choices=LOOPS, default=list(LOOPS))
+    parser.add_argument("--loops", nargs="+", choices=LOOPS, default=list(LOOPS), metavar="LOOP")
     parser.add_argument("--tunings", nargs="+", choices=TUNINGS, default=list(TUNINGS))
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/overhead.json"))
     arguments = parser.parse_args(argv)
     if not chosen(arguments):
@@ -329,18 +281,9 @@ def main(argv: list[str] | None = None) -> None:
         milliseconds = (f"{1e3 * found[key]:.1f}" for key in ("plain_seconds_a_step", "added_seconds_a_step"))
         table.add_row(run.tuning, run.loop, run.arm, ratio, *milliseconds)
     Console().print(table)
-    packages = ("interptrain", "torch", "pytorch-lightning", "transformers", "accelerate", "peft")
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    document = {
-        "settings": {**{name: value for name, value in vars(arguments).items() if name != "out"}, "every": EVERY,
-                     "log_every": LOG_EVERY, "probe_every": PROBE_EVERY, "probe_texts": PROBE_TEXTS, "batch": BATCH},
-        "versions": {"python": platform.python_version(), **versions},
-        "device": f"{platform.processor() or platform.machine()} CPU, {arguments.threads} threads",
-        "commit": commit(),
-        "results": results,
-    }  # fmt: skip
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(document, indent=1) + "\n")
+    settings = {"every": EVERY, "log_every": LOG_EVERY, "probe_every": PROBE_EVERY, "probe_texts": PROBE_TEXTS}
+    libraries = ("torch", "pytorch-lightning", "transformers", "accelerate", "peft")
+    save(arguments, libraries, settings | {"batch": BATCH}, results=results)
 
 
 if __name__ == "__main__":

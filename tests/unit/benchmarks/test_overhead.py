@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from benchmarks import overhead
-from benchmarks.overhead import ARMS, LOOPS, RUNS, Blocks, Run
+from benchmarks.blocks import Blocks
+from benchmarks.overhead import ARMS, LOOPS, RUNS, Run
 from interptrain import tiny_world
 
 

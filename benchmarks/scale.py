@@ -60,7 +60,7 @@ FIGURE, STORED = 4, 2  # bytes: sums are float32, parameters and gradients bf16
 EVERY, NULL_EVERY = 2, 10  # steps between measures, measures between null groups: those of the recipes
 BUCKET = 2**26  # bytes of null groups' coefficients after which a collective is full
 RANK = 16
-WIDTH = 120  # of a table, at least
+WIDTH = 128  # of a table, at least
 TUNINGS, MODES, WRAPS = ("lora", "full"), ("gradient", "update"), ("ddp", "fsdp2")
 
 

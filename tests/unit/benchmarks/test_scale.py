@@ -70,7 +70,6 @@ def test_a_ring_moves_a_sum_twice_and_a_gather_once():
 
 @pytest.mark.parametrize(("wrap", "tuning", "where"), [*product(["fsdp2"], TUNINGS, MODES), ("ddp", "lora", "update")])
 def test_two_processes_ask_for_what_the_formulas_say(wrap, tuning, where):
-    pytest.importorskip("interptrain.processes")
     cost = (scale.step if wrap == "fsdp2" else scale.by_ddp)(SMALL, tuning, where, Concepts.of(scale.DIRECTIONS))
     found = scale.in_processes(2, scale.count_steps, tuning, wrap, where)
     assert sorted(found["measured"]) == sorted(cost.measured)
@@ -85,7 +84,6 @@ def test_two_processes_ask_for_what_the_formulas_say(wrap, tuning, where):
 
 @pytest.mark.slow
 def test_a_short_benchmark_writes_its_result(tmp_path):
-    pytest.importorskip("interptrain.processes")
     out = tmp_path / "scale.json"
     few = ["--processes", "2", "--wraps", "fsdp2", "--tunings", "lora", "--modes", "update", "--pairs", "1"]
     scale.main([*few, "--block", "2", "--out", str(out)])

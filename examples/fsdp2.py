@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 examples/fsdp2.py
 
-Shard first, then make the optimizer, then attach. Each process reads its own tokens' demand; the first one prints.
+Shard first, then make the optimizer, then attach. The curves are of all processes' tokens; the first one records them.
 """
 
 import os
@@ -29,7 +29,7 @@ for layer in (*model.model.layers, model):
 data = islice(tiny_world.finetuning_set("mixed", seed=rank, batch=16), 20)  # your data, other documents in each process
 optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
 recorder = MemoryRecorder()
-options = {"where": "update", "clip_norm": 1.0, "recorders": [recorder], "summary": rank == 0}
+options = {"where": "update", "clip_norm": 1.0, "recorders": [recorder]}
 with attach(model, optimizer, tiny_world.concept_bank(), suppress("pirate"), **options):
     for batch in data:
         model(**{name: values.to(device) for name, values in batch.items()}).loss.backward()

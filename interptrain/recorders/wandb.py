@@ -64,6 +64,7 @@ class WandbRecorder:
         """
         if self._closed:
             raise RuntimeError("the recorder is closed; detach the steerer first, or close it later")
+        self.run.log({}, commit=False)  # raises at once where the run is finished; `step` waits half a minute to say so
         row = self.run.step
         if row == self._row and report.step != self._step:
             self.run.log({}, commit=True)

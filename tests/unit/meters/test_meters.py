@@ -241,7 +241,7 @@ def test_steering_state_of_another_bank_is_refused():
     model, bank = llama(), dictionary_bank()
     steerer = Steerer(bank, find_sites(model, bank), observe())
     other = Steerer(bank.select("sums"), find_sites(model, bank))
-    with pytest.raises(ValueError, match="of concepts pirate, sums; this bank has sums"):
+    with pytest.raises(ValueError, match="of concepts pirate, sums; this run has sums"):
         other.load_state_dict(steerer.state_dict())
 
 

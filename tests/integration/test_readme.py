@@ -1,9 +1,14 @@
-"""The README's first example runs as it is written."""
+"""The README's examples run as they are written."""
 
 import re
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from interptrain import ConceptBank, suppress
+from tests.helpers.models import HOOK, WIDTH, Sentences, llama, loader
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -32,6 +37,20 @@ def test_the_bank_example_runs_on_a_saved_sae(tmp_path, monkeypatch):
     names = {}
     exec(compile(blocks("python")[1], "README.md", "exec"), names)
     assert names["ConceptBank"].load("my-bank").names == ("pirate", "arithmetic")
+
+
+def test_the_other_loops_examples_run(tmp_path, capsys):
+    model, arguments = llama(), TrainingArguments(str(tmp_path), max_steps=2, use_cpu=True, report_to=[])
+    bank = ConceptBank.from_directions({"pirate": torch.ones(WIDTH)}, hook=HOOK)
+    names = {"bank": bank, "suppress": suppress, "model": model, "Trainer": Trainer, "arguments": arguments}
+    of_one_loop = {
+        "transformers": {"data": Sentences()},
+        "torch": {"data": loader(), "optimizer": torch.optim.AdamW(model.parameters())},
+    }
+    for module, own in of_one_loop.items():
+        (example,) = (block for block in blocks("python") if f"interptrain.callbacks.{module}" in block)
+        exec(compile(example, "README.md", "exec"), names | own)
+        assert "what the last steps asked for" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", re.findall(r"\]\(((?!https?:)[^)#]+)\)", README.read_text()))

@@ -16,6 +16,7 @@ from interptrain.concepts import ConceptBank
 from interptrain.optimizers import loss_scale
 from interptrain.plan import Plan
 from interptrain.session import Options, Rules, Session
+from interptrain.warn import warn
 
 
 class ConceptSteering(Callback):
@@ -89,6 +90,11 @@ class ConceptSteering(Callback):
             raise TypeError(
                 f"{type(trainer.strategy).__name__} flattens or moves parameters, so that none is a matrix on the "
                 "residual stream; use a single device, DDP, or ModelParallelStrategy (FSDP2)"
+            )
+        if trainer.ckpt_path is not None and not self._session.restored:
+            warn(
+                f"'{trainer.ckpt_path}' has no steering state of the name {self._session.name!r}; what the model is "
+                "now counts as its start"
             )
         self._session.start(pl_module, *trainer.optimizers)
 

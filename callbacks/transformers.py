@@ -40,7 +40,8 @@ class ConceptSteering(TrainerCallback):
 
     Raises:
         ValueError: when training begins, before the first step: the bank does not fit the model, a module is not
-            understood, a rule names an unknown concept, a checkpoint's steering state is missing or of another bank.
+            understood, a rule names an unknown concept, a checkpoint's steering state is missing or of another bank,
+            or two callbacks of this kind have one name.
         TypeError: an unknown option; when training begins: an optimizer or way of sharding that cannot be steered.
 
     Example:
@@ -112,6 +113,13 @@ class ConceptSteering(TrainerCallback):
         frame = _frame_of(Trainer)
         self.detach()
         callbacks = frame.f_locals["self"].callback_handler.callbacks
+        if any(
+            isinstance(each, ConceptSteering) and each is not self and each._file == self._file for each in callbacks
+        ):
+            raise ValueError(
+                f"two ConceptSteering callbacks have the name {self._session.name!r}; tell their curves and states "
+                'apart: ConceptSteering(..., name="second")'
+            )
         self._moved = callbacks, callbacks.index(self)
         callbacks.insert(0, callbacks.pop(self._moved[1]))  # before those that log: they find the curves in the logs
         if (checkpoint := frame.f_locals.get("resume_from_checkpoint")) is not None:

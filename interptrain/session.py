@@ -159,6 +159,11 @@ class Session:
         assert self._steerer is not None, "training has not started"
         return self._steerer
 
+    @property
+    def restored(self) -> bool:
+        """Whether a state waits for training to start."""
+        return self._restored is not None
+
     def dry_run(self, model: nn.Module, *, show: bool = True) -> Plan:
         """List the sites, the memory they cost, and what was left out and why; nothing is attached."""
         plan = Plan.of(self._steerer_for(model), model, skip=self._skip)

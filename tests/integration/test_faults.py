@@ -215,6 +215,9 @@ def test_two_callbacks_of_a_lightning_run_keep_their_curves_and_states_apart(ban
     trainer(tmp_path, *resumed, steps=4).fit(Tuning(llama()), loader(), ckpt_path=tmp_path / "two.ckpt")
     assert [callback.state_dict()["steps"] for callback in resumed] == [[4], [4]]
     assert [callback.state_dict()["concepts"] for callback in resumed] == [["pirate", "royal"], ["royal"]]
+    third = trainer(tmp_path, ConceptSteering(bank, summary=False, name="three"), steps=3)
+    with pytest.warns(UserWarning, match=r"two\.ckpt' has no steering state of the name 'three'"):
+        third.fit(Tuning(llama()), loader(), ckpt_path=tmp_path / "two.ckpt")
 
 
 def test_a_callback_serves_a_second_fit_and_starts_anew(bank, tmp_path):

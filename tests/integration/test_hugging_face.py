@@ -197,6 +197,8 @@ def test_two_callbacks_at_once_have_names_of_their_own(bank, tmp_path):
     }
     assert states["one"]["concepts"] == ["pirate", "royal"]
     assert states["two"]["concepts"] == ["royal"]
+    with pytest.raises(ValueError, match="two ConceptSteering callbacks have the name 'one'"):
+        hugging_face(llama(), tmp_path, quiet(bank, name="one"), quiet(bank, name="one")).train()
 
 
 def tokenizer():

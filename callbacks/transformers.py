@@ -9,7 +9,15 @@ from types import FrameType
 from typing import Any, Self, Unpack
 
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from interptrain.checkpoint import load_state, save_state
 from interptrain.concepts import ConceptBank
@@ -26,7 +34,7 @@ class ConceptSteering(TrainerCallback):
     and clipping. Lightning clips what is steered; for the same here, and in every loop, give `clip_norm` and
     `TrainingArguments(max_grad_norm=0)`. What the optimizer did is read (and with `where="update"` edited) in its own
     step hook. Labels are taken from the model's own call. The curves join the trainer's logs, averaged between two of
-    them, and so reach everything in `report_to`; the steering state lies in each checkpoint as
+    them, and so reach everything in `report_to`, but not the screen; the steering state lies in each checkpoint as
     `interptrain.safetensors`, and a run resumed with `trainer.train(resume_from_checkpoint=...)` goes on from it.
 
     Give it to the trainer's constructor: what is left when training ends by an error is undone then. In other cases
@@ -55,6 +63,7 @@ class ConceptSteering(TrainerCallback):
 
     def __init__(self, bank: ConceptBank, rule: Rules | None = None, **options: Unpack[Options]) -> None:
         self._session = Session(bank, rule, **options)
+        self._screen = _OffTheScreen(self._session)
         self._moved: tuple[list[TrainerCallback], int] | None = None
 
     @property
@@ -83,6 +92,7 @@ class ConceptSteering(TrainerCallback):
         self._session.end()
         if self._moved is not None:
             callbacks, place = self._moved
+            callbacks.remove(self._screen)
             callbacks.insert(place, callbacks.pop(callbacks.index(self)))
             self._moved = None
 
@@ -112,7 +122,8 @@ class ConceptSteering(TrainerCallback):
         """Find the sites and attach, or say what does not fit; go on from the checkpoint that is resumed."""
         frame = _frame_of(Trainer)
         self.detach()
-        callbacks = frame.f_locals["self"].callback_handler.callbacks
+        trainer = frame.f_locals["self"]
+        callbacks = trainer.callback_handler.callbacks
         if any(
             isinstance(each, ConceptSteering) and each is not self and each._file == self._file for each in callbacks
         ):
@@ -122,8 +133,15 @@ class ConceptSteering(TrainerCallback):
             )
         self._moved = callbacks, callbacks.index(self)
         callbacks.insert(0, callbacks.pop(self._moved[1]))  # before those that log: they find the curves in the logs
+        printing = [n for n, each in enumerate(callbacks) if isinstance(each, (PrinterCallback, ProgressCallback))]
+        callbacks.insert(min(printing, default=len(callbacks)), self._screen)
         if (checkpoint := frame.f_locals.get("resume_from_checkpoint")) is not None:
             self._restore(Path(checkpoint), state)
+        if trainer.label_smoother is not None or trainer.compute_loss_func is not None:
+            warn(
+                "the trainer takes the labels out of the model's call (compute_loss_func, label_smoothing_factor): "
+                "demand is read at every token that the attention mask keeps, prompts included"
+            )
         self._session.start(kwargs["model"], bare(kwargs["optimizer"]))
         self._session.listen(kwargs["model"])
 
@@ -173,6 +191,18 @@ class ConceptSteering(TrainerCallback):
             )
         else:
             warn(f"'{checkpoint}' has no steering state ({self._file}); what the model is now counts as its start")
+
+
+class _OffTheScreen(TrainerCallback):
+    """Takes the curves out of a log before it is printed: there are hundreds of figures."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """After those that log, before those that print."""
+        for key in self._session.metrics:
+            kwargs["logs"].pop(key, None)
 
 
 def _frame_of(kind: type) -> FrameType:

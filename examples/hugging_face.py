@@ -9,7 +9,7 @@ import tempfile
 from itertools import islice
 
 import rich
-from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainingArguments
+from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from interptrain import gate, retain, tiny_world
 from interptrain.callbacks.transformers import ConceptSteering
@@ -28,9 +28,8 @@ steering = ConceptSteering(bank, rules, probes=probes, probe_every=5, recorders=
 
 with tempfile.TemporaryDirectory() as folder:
     settings = {"max_steps": 30, "per_device_train_batch_size": 32, "learning_rate": 5e-4, "save_strategy": "no"}
-    arguments = TrainingArguments(folder, **settings, disable_tqdm=True, report_to="none")
+    arguments = TrainingArguments(folder, **settings, report_to="none")
     collate = DataCollatorForSeq2Seq(tiny_world.load_tokenizer())
     trainer = Trainer(model, arguments, collate, train_dataset=data, callbacks=[steering])
-    trainer.remove_callback(PrinterCallback)  # it prints whole logs, and a log has every figure
     trainer.train()
 rich.print(recorder, recorder.curves_table("realised/neutral/fraction"))

@@ -12,7 +12,6 @@ import rich
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from interptrain import observe, tiny_world
@@ -30,11 +29,10 @@ steering = ConceptSteering(tiny_world.concept_bank(), observe(), probes=probes, 
 cpu = {} if torch.cuda.is_available() else {"use_cpu": True, "bf16": False}
 with tempfile.TemporaryDirectory() as folder:
     settings = {"max_steps": 30, "per_device_train_batch_size": 32, "learning_rate": 2e-3, "save_strategy": "no"}
-    arguments = SFTConfig(folder, **settings, **cpu, disable_tqdm=True, report_to="none")
+    arguments = SFTConfig(folder, **settings, **cpu, report_to="none")
     adapter = LoraConfig(r=8, target_modules="all-linear")
     trainer = SFTTrainer(
         model, arguments, train_dataset=data, peft_config=adapter, processing_class=tokenizer, callbacks=[steering]
     )
-    trainer.remove_callback(PrinterCallback)  # it prints whole logs, and a log has every figure
     trainer.train()
 rich.print(recorder, recorder.curves_table("realised/neutral/fraction"))

@@ -53,6 +53,7 @@ class Context:
         figures: the latest figure of each kind, by metric name, on the device.
         suppressed: concepts that an intervention keeps from being learnt; the alarm watches what takes their place.
         gradient_scale: what the parameters' gradients are multiplied by, while `before_step` is called back.
+        compiled: whether a compiler stands around the model or in it.
     """
 
     model: nn.Module
@@ -63,6 +64,7 @@ class Context:
     figures: dict[str, Tensor] = field(default_factory=dict)
     suppressed: set[str] = field(default_factory=set)
     gradient_scale: Tensor | float = 1.0
+    compiled: bool = False
     _names: set[str] = field(default_factory=set)
     _before: list[BeforeStep] = field(default_factory=list)
     _after: list[Act] = field(default_factory=list)
@@ -78,7 +80,11 @@ class Context:
         Raises:
             ValueError: no module of it takes `input_ids`.
         """
-        return cls(callable_model(model), bank, positions, steps)
+        compiled = any(
+            "_orig_mod" in dict(module.named_children()) or module._compiled_call_impl is not None
+            for module in model.modules()
+        )
+        return cls(callable_model(model), bank, positions, steps, compiled=compiled)
 
     @property
     def device(self) -> torch.device:

@@ -47,7 +47,11 @@ class TokenWeights:
     """
 
     def __init__(self, context: Context) -> None:
-        _refuse_compiled(context.model)
+        if context.compiled:
+            raise ValueError(
+                "the model is compiled, and weights of tokens are found in the middle of its backward pass; train it "
+                "without torch.compile"
+            )
         self._positions = context.positions
         self._weighers: list[_Weigher] = []
         self._caught: dict[str, Tensor] = {}
@@ -133,17 +137,7 @@ def _logits_of(output: Any) -> Tensor:
     if not isinstance(logits, Tensor) or not logits.requires_grad:
         raise ValueError(
             f"the model's output ({type(output).__name__}) has no logits that take a gradient, so its tokens cannot be "
-            "weighted; a fused loss (Liger's, for one) never makes them: switch it off"
+            "weighted; a fused loss never makes them: switch it off (Liger's: use_liger_kernel=False), or give TRL's "
+            "SFTTrainer a compute_loss_func of your own"
         )
     return logits
-
-
-def _refuse_compiled(model: nn.Module) -> None:
-    compiled = getattr(model, "_orig_mod", None) is not None or any(
-        module._compiled_call_impl is not None for module in model.modules()
-    )
-    if compiled:
-        raise ValueError(
-            "the model is compiled, and weights of tokens are found in the middle of its backward pass; train it "
-            "without torch.compile"
-        )

@@ -9,7 +9,7 @@ from rich.console import Console, ConsoleOptions
 from rich.measure import Measurement
 from rich.text import Text
 
-WIDTH = 32  # characters; each is the mean over its stretch of values
+WIDTH = 20  # characters; each is the mean over its stretch of values
 BLOCKS = "▁▂▃▄▅▆▇█"
 PLAIN = "_.-=+*%#"  # where the terminal's encoding has no blocks
 

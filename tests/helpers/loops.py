@@ -68,8 +68,8 @@ def hugging_face(model, folder, *callbacks, make_optimizer=adamw, data=None, **s
     """A quiet Hugging Face trainer on the CPU."""
     settings = {"max_steps": STEPS, "max_grad_norm": 0.0, "save_strategy": "no", "report_to": []} | settings
     arguments = TrainingArguments(
-        str(folder), train_sampling_strategy="sequential", use_cpu=True, disable_tqdm=True, seed=0,
-        **({"per_device_train_batch_size": 8} | settings),
+        str(folder), train_sampling_strategy="sequential", use_cpu=True, seed=0,
+        **({"per_device_train_batch_size": 8, "disable_tqdm": True} | settings),
     )  # fmt: skip
     optimizers = (None, None)
     if make_optimizer is not None:

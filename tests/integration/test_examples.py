@@ -24,7 +24,13 @@ def command_of(script):
 
 
 def test_there_is_one_for_every_loop():
-    assert {script.stem for script in SCRIPTS} == {"fsdp2", "hugging_face", "lightning", "plain_torch", "trl_sft"}
+    assert {script.stem for script in SCRIPTS} == {
+        "fsdp2",
+        "hugging_face",
+        "lightning_trainer",
+        "plain_torch",
+        "trl_sft",
+    }
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)

@@ -64,6 +64,23 @@ def test_curves_reach_every_sink_and_the_history(bank, tmp_path, monkeypatch):
     assert written == pytest.approx(logged, rel=1e-6)
 
 
+@pytest.mark.parametrize("disable_tqdm", [True, False])
+def test_hundreds_of_figures_are_kept_off_the_screen(bank, disable_tqdm, tmp_path, capsys):
+    run = hugging_face(
+        llama(), tmp_path, quiet(bank), logging_steps=1, max_steps=2, disable_tqdm=disable_tqdm
+    )  # fmt: skip
+    run.train()
+    shown = "".join(capsys.readouterr())
+    assert shown.count("'loss'") == 2
+    assert "concept/" not in shown
+    assert "concept/pirate/demand" in run.state.log_history[0]
+
+
+def test_a_trainer_that_takes_the_labels_out_of_the_call_is_said(bank, tmp_path):
+    with pytest.warns(UserWarning, match="the trainer takes the labels out of the model's call"):
+        hugging_face(llama(), tmp_path, quiet(bank), label_smoothing_factor=0.1, max_steps=1).train()
+
+
 def test_logged_values_are_means_over_the_steps_between(bank, tmp_path):
     recorder = MemoryRecorder()
     run = hugging_face(llama(), tmp_path, quiet(bank, recorders=[recorder]), logging_steps=2, max_steps=4)

@@ -302,6 +302,9 @@ def test_reentrant_checkpointing_is_refused_by_name(bank, batch):
 
 def test_a_compiled_model_is_refused_by_name(bank):
     model = llama()
+    compiled = torch.compile(model, backend="eager")
+    with pytest.raises(ValueError, match=r"torch\.compile"):
+        attached(compiled, bank, gate("pirate"))
     model.compile(backend="eager")
     with pytest.raises(ValueError, match=r"torch\.compile"):
         attached(model, bank, gate("pirate"))

@@ -46,7 +46,7 @@ def test_another_metric_is_shown_on_request():
 
 def test_a_long_curve_is_as_wide_as_a_short_one_and_a_negative_one_has_zero_inside():
     recorder = recorded([step / 1000 for step in range(1000)])
-    assert len(row(shown(recorder), "pirate")[1]) == 32
+    assert len(row(shown(recorder), "pirate")[1]) == 20
     assert row(shown(recorder.curves_table("demand/z")), "pirate")[1][0] == "▁"
 
 

@@ -1,6 +1,6 @@
 """PyTorch Lightning: LoRA, with pirate talk projected out of every update.
 
-    python examples/lightning.py
+    python examples/lightning_trainer.py
 
 A projection measures well and blocks badly: `write` is nothing, and fixed texts turn pirate all the same (`realised`).
 """

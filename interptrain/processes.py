@@ -60,6 +60,57 @@ def sum_over_processes_(tensors: Sequence[Tensor]) -> None:
                 tensor.copy_(total.view(tensor.shape))
 
 
+def gather_over_processes(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """`[x_0, ..., x_N-1]` of each tensor `x`, one a process, along a new first axis and bit for bit, by one all-gather.
+
+    Tensors of several devices take one all-gather a device, those of several dtypes do not: bytes are gathered.
+
+    Args:
+        tensors: of the same shapes and dtypes in every process.
+
+    Example:
+        >>> gather_over_processes([torch.tensor([1.0, 2.0])])
+        [tensor([[1., 2.]])]
+    """
+    if count() == 1:
+        return [tensor[None] for tensor in tensors]
+    gathered: dict[int, Tensor] = {}
+    for device in dict.fromkeys(tensor.device for tensor in tensors):
+        here = {number: tensor for number, tensor in enumerate(tensors) if tensor.device == device}
+        flat = torch.cat([_bytes(tensor) for tensor in here.values()])
+        every = flat.new_empty(count() * len(flat))
+        _all_gather(every, flat)
+        parts = every.view(count(), len(flat)).split([tensor.nbytes for tensor in here.values()], dim=1)
+        for (number, tensor), part in zip(here.items(), parts, strict=True):
+            gathered[number] = part.contiguous().view(tensor.dtype).view(count(), *tensor.shape)
+    return [gathered[number] for number in range(len(tensors))]
+
+
+def merge_over_processes_(tensors: Sequence[Tensor]) -> None:
+    """Overwrite each tensor, zero but for what this process has of it, with what all of them have, by one all-reduce.
+
+    `x = 0 + ... + x + ... + 0` byte by byte, so bit for bit. Tensors of several devices take one all-reduce a device.
+    Nothing is done where there is one process.
+
+    Args:
+        tensors: of the same shapes and dtypes in every process; no element is other than zero in two of them.
+
+    Example:
+        >>> weight = torch.tensor([1.0, 2.0])
+        >>> merge_over_processes_([weight])
+        >>> weight
+        tensor([1., 2.])
+    """
+    if count() == 1:
+        return
+    for device in dict.fromkeys(tensor.device for tensor in tensors):
+        here = [tensor for tensor in tensors if tensor.device == device]
+        flat = torch.cat([_bytes(tensor) for tensor in here])
+        torch.distributed.all_reduce(flat)
+        for tensor, part in zip(here, flat.split([tensor.nbytes for tensor in here]), strict=True):
+            tensor.copy_(part.clone().view(tensor.dtype).view(tensor.shape))
+
+
 def mean_over_processes(value: Tensor) -> Tensor:
     """The mean of every process's value; itself where there is one process.
 
@@ -72,3 +123,13 @@ def mean_over_processes(value: Tensor) -> Tensor:
     mean = value.clone(memory_format=torch.contiguous_format)
     torch.distributed.all_reduce(mean)
     return mean / count()
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().flatten().view(torch.uint8)
+
+
+def _all_gather(every: Tensor, own: Tensor) -> None:
+    """Fill one flat tensor with those of all processes, by the name that the installed torch has for it."""
+    gather = getattr(torch.distributed, "all_gather_single", None) or torch.distributed.all_gather_into_tensor
+    gather(every, own)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from interptrain.processes import count, sum_over_processes_
+from interptrain.processes import count, gather_over_processes, merge_over_processes_
 from interptrain.projection import WHOLE, Part
 
 if TYPE_CHECKING:
@@ -64,7 +64,15 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def wholes(pieces: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
-    """Whole tensors, in every process, by one all-reduce for all of them.
+    """Whole tensors, in every process and bit for bit, by one collective for all of them.
+
+    With `S` bytes in all of them and `c >= S / N` in the first of `N` processes' pieces, a ring moves
+
+        all-gather of the pieces, each padded to the first    (N - 1) / N * N c
+        all-reduce of all, each zero but for its piece        (N - 1) / N * 2 S
+
+    The first is made, unless more than half of what it moves would be padding: as of an inner LoRA factor of `r` rows,
+    one in each of the first `r` processes, where `N > 2 r`.
 
     Args:
         pieces: what this process holds of each, and a tensor that is sharded alike; where that is not sharded, what is
@@ -75,17 +83,11 @@ def wholes(pieces: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
         >>> wholes([(weight, weight)])[0] is weight
         True
     """
-    found, gathered = [], []
-    for held, like in pieces:
-        if is_sharded(like):
-            one = torch.zeros(like.shape, dtype=held.dtype, device=held.device)
-            _piece(one, like).copy_(held)
-            gathered.append(one)
-            found.append(one)
-        else:
-            found.append(held)
-    sum_over_processes_(gathered)
-    return found
+    sharded = [(held, like) for held, like in pieces if is_sharded(like)]
+    gathered = count() * sum(_chunk(like).numel() * held.itemsize for held, like in sharded)
+    summed = 2 * sum(like.numel() * held.itemsize for held, like in sharded)
+    found = iter((_gathered if gathered <= summed else _merged)(sharded))
+    return [next(found) if is_sharded(like) else held for held, like in pieces]
 
 
 def overwrite_(tensor: Tensor, value: Tensor) -> None:
@@ -159,6 +161,33 @@ def _by_fsdp2(module: nn.Module) -> FSDPModule | None:
     return module if isinstance(module, FSDPModule) else None
 
 
+def _gathered(pieces: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Whole tensors, of pieces that are each padded to the first process's."""
+    every = gather_over_processes([_padded(held, like) for held, like in pieces])
+    return [_in_a_row(each, like) for each, (_, like) in zip(every, pieces, strict=True)]
+
+
+def _padded(held: Tensor, like: Tensor) -> Tensor:
+    dim, _, _ = _division(like)
+    padded = held.new_zeros(_chunk(like))
+    padded.narrow(dim, 0, held.shape[dim]).copy_(held)
+    return padded
+
+
+def _in_a_row(every: Tensor, like: Tensor) -> Tensor:
+    dim, _, _ = _division(like)
+    return every.movedim(0, dim).flatten(dim, dim + 1).narrow(dim, 0, like.shape[dim])
+
+
+def _merged(pieces: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Whole tensors, of zeros and what this process holds."""
+    found = [held.new_zeros(like.shape) for held, like in pieces]
+    for one, (held, like) in zip(found, pieces, strict=True):
+        _piece(one, like).copy_(held)
+    merge_over_processes_(found)
+    return found
+
+
 def _piece(value: Tensor, like: Tensor) -> Tensor:
     """What of a whole tensor this process holds of one that is sharded."""
     dim, start, stop = _held(like)
@@ -166,13 +195,24 @@ def _piece(value: Tensor, like: Tensor) -> Tensor:
 
 
 def _held(tensor: Tensor) -> tuple[int, int, int]:
-    """The dimension that is sharded, and from where to where this process has it: as `torch.chunk` divides it."""
+    """The dimension that is sharded, and from where to where this process has it."""
+    dim, rows, number = _division(tensor)
+    size = tensor.shape[dim]
+    start = min(number * rows, size)
+    return dim, start, min(start + rows, size)
+
+
+def _chunk(tensor: Tensor) -> torch.Size:
+    """The shape of the first process's piece, which is the largest."""
+    dim, rows, _ = _division(tensor)
+    return torch.Size((*tensor.shape[:dim], rows, *tensor.shape[dim + 1 :]))
+
+
+def _division(tensor: Tensor) -> tuple[int, int, int]:
+    """The dimension that `torch.chunk` has divided, how much of it a piece has, and the number of this process."""
     from torch.distributed.tensor import Shard
 
     if not (is_sharded(tensor) and isinstance(tensor.placements[0], Shard)):
         raise TypeError(f"expected a DTensor that is sharded, found {tensor}")
     dim, mesh = tensor.placements[0].dim, tensor.device_mesh
-    size = tensor.shape[dim]
-    chunk = -(-size // mesh.size())
-    start = min(mesh.get_local_rank() * chunk, size)
-    return dim, start, min(start + chunk, size)
+    return dim, -(-tensor.shape[dim] // mesh.size()), mesh.get_local_rank()

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import sys
 import time
 import traceback
 from collections import Counter
@@ -11,6 +12,8 @@ import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
+
+from interptrain import processes
 
 LIMIT = 120  # seconds that all of them have together
 
@@ -69,15 +72,21 @@ def _process(rank, count, run, folder):
 @contextmanager
 def counted_collectives():
     """Counts the package's collectives meanwhile, by name: what FSDP2 and DDP do themselves is not in it."""
-    counts, real = Counter(), torch.distributed.all_reduce
+    counts, module = Counter(), torch.distributed
+    names = {"all_reduce": "all_reduce", "all_gather_into_tensor": "all_gather", "all_gather_single": "all_gather"}
+    real = {name: getattr(module, name) for name in names if hasattr(module, name)}
 
-    def counting(tensor, *args, **kwargs):
-        counts["all_reduce"] += 1
-        counts["elements"] += tensor.numel()
-        return real(tensor, *args, **kwargs)
+    def counting(name):
+        def call(*args, **kwargs):
+            counts[names[name]] += sys._getframe(1).f_globals["__name__"] == processes.__name__
+            return real[name](*args, **kwargs)
 
-    torch.distributed.all_reduce = counting
+        return call
+
+    for name in real:
+        setattr(module, name, counting(name))
     try:
         yield counts
     finally:
-        torch.distributed.all_reduce = real
+        for name, function in real.items():
+            setattr(module, name, function)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -16,6 +16,7 @@ from interptrain import ConceptBank, Steerer, amplify, find_sites, gate, hold, o
 from interptrain.concepts.bank import Readout
 from interptrain.interventions import ablate, prevent, route
 from interptrain.recorders import MemoryRecorder
+from interptrain.sites.sharding import local, wholes
 from tests.helpers.models import HOOK, WORDS, gpt2, llama, lora
 from tests.helpers.processes import counted_collectives, in_processes
 
@@ -134,7 +135,7 @@ def train(
                 steerer.before_step()
                 optimizer.step()
                 optimizer.zero_grad()
-            collectives.append(counts["all_reduce"])
+            collectives.append((counts["all_reduce"], counts["all_gather"]))
     return {
         "weights": {name: whole(each).detach().clone() for name, each in model.named_parameters()},
         "curves": [report.scalars() for report in memory.reports],
@@ -243,21 +244,66 @@ def test_biases_and_transposed_layers_are_sharded_too(where, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["gradient", "update"])
-def test_a_process_may_hold_nothing_of_a_factor(where, tmp_path):
-    check_together(lora_of_rank_one, by_fsdp, where, tmp_path, rules=["suppress", "one-sided"])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])  # 4: more padding than factors
+def test_a_process_may_hold_nothing_of_a_factor(where, count, tmp_path):
+    check_together(lora_of_rank_one, by_fsdp, where, tmp_path, count=count, rules=["suppress", "one-sided"])
 
 
-# What a step asks for: before the optimizer acts (1 where it is measured), for its edit (1 where rows are split), for
-# what was written (1 where anything is split); the pairs' factors and, once they have stepped, the norms' weights.
+def shards_of(whole, dim=0):
+    """A whole tensor, as FSDP2 spreads it over all processes."""
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    return distribute_tensor(whole, mesh, [Shard(dim)])
+
+
+def bits(value):
+    return value.contiguous().flatten().view(torch.uint8)
+
+
+def odd_values(*shape, dtype):
+    """Random bits, but first a NaN with a payload, infinities and -0.0."""
+    value = torch.empty(shape, dtype=dtype)
+    bits(value).random_(256, generator=torch.Generator().manual_seed(6))
+    value.flatten()[:4] = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0], dtype=dtype)
+    bits(value)[0] |= 1
+    return value
+
+
+GATHERED = {  # whole tensors, the axis that is divided, and with four processes the all-reduces and all-gathers
+    "evenly": ([((8, 3), 0)], (0, 1)),
+    "unevenly, one holds nothing": ([((33, 3), 0), ((5, 7), 0), ((9,), 0)], (0, 1)),
+    "by the second axis": ([((3, 8), 1), ((4, 5, 6), 1)], (0, 1)),
+    "most hold nothing": ([((1, 40), 0), ((5, 2), 0)], (1, 0)),
+}
+
+
+@pytest.mark.parametrize("case", GATHERED)
+def test_whole_tensors_are_gathered_bit_for_bit_by_one_collective(case, tmp_path):
+    shapes, expected = GATHERED[case]
+    dtypes = (torch.bfloat16, torch.float32, torch.float64)
+    wanted = [(odd_values(*shape, dtype=dtype), dim) for shape, dim in shapes for dtype in dtypes]
+
+    def run(rank, count):
+        sharded = [shards_of(value, dim) for value, dim in wanted]
+        with counted_collectives() as counts:
+            found = wholes([(local(each), each) for each in sharded])
+        same = [torch.equal(bits(one), bits(value)) for one, (value, _) in zip(found, wanted, strict=True)]
+        return same, (counts["all_reduce"], counts["all_gather"])
+
+    assert in_processes(4, run, tmp_path) == [([True] * len(wanted), expected)] * 4
+
+
+# A step's all-reduces: before the optimizer acts (1 where it is measured), for its edit (1 where rows are split), for
+# what was written (1 where anything is split). Its all-gathers: of the pairs' factors (1 where they are edited or
+# measured) or, once they have stepped, of the norms' weights.
 COLLECTIVES = {
-    ("ddp", "full", "gradient"): {"measured": 1, "unmeasured": 0},
-    ("ddp", "full", "update"): {"measured": 1, "unmeasured": 0},
-    ("ddp", "lora", "gradient"): {"measured": 1, "unmeasured": 0},
-    ("ddp", "lora", "update"): {"measured": 1, "unmeasured": 0},
-    ("fsdp2", "full", "gradient"): {"measured": 4, "unmeasured": 2},
-    ("fsdp2", "full", "update"): {"measured": 4, "unmeasured": 2},
-    ("fsdp2", "lora", "gradient"): {"measured": 3, "unmeasured": 1},
-    ("fsdp2", "lora", "update"): {"measured": 2, "unmeasured": 1},
+    ("ddp", "full", "gradient"): {"measured": (1, 0), "unmeasured": (0, 0)},
+    ("ddp", "full", "update"): {"measured": (1, 0), "unmeasured": (0, 0)},
+    ("ddp", "lora", "gradient"): {"measured": (1, 0), "unmeasured": (0, 0)},
+    ("ddp", "lora", "update"): {"measured": (1, 0), "unmeasured": (0, 0)},
+    ("fsdp2", "full", "gradient"): {"measured": (3, 1), "unmeasured": (1, 1)},
+    ("fsdp2", "full", "update"): {"measured": (3, 1), "unmeasured": (1, 1)},
+    ("fsdp2", "lora", "gradient"): {"measured": (2, 1), "unmeasured": (1, 0)},
+    ("fsdp2", "lora", "update"): {"measured": (1, 1), "unmeasured": (0, 1)},
 }
 
 
@@ -276,7 +322,7 @@ def test_a_step_takes_few_collectives(wrap, model, where, tmp_path):
         }
 
     for found in in_processes(2, run, tmp_path):
-        assert found == COLLECTIVES[wrap, model, where] | {"nothing": 0}
+        assert found == COLLECTIVES[wrap, model, where] | {"nothing": (0, 0)}
 
 
 @pytest.mark.parametrize("where", ["gradient", "update"])

@@ -7,16 +7,19 @@ FSDP2 divides every parameter on its first axis. With `K` directions, of a matri
 
     the stream's axis is divided      Q M = sum_ranks Q[:, rows] M[rows]               K n + 1 figures are summed
     the other axis is divided         ||q M||^2 = sum_ranks ||q M[:, columns]||^2      2 K + 1
-    a LoRA pair, `write` or update    both factors, before and after the step          2 r (d_out + d_in)
+    a LoRA pair, `write` or update    both factors, before and after the step          2 r (d_out + d_in) are gathered
 
-in float32, all of a step's sums of one moment by one all-reduce. A ring moves, per rank, of `N` ranks,
+All sums of one moment take one all-reduce, in float32; what is gathered takes one all-gather, in its own dtype (bf16)
+and padded to pieces of `ceil(rows / N)` rows, or one all-reduce where that is less. A ring moves, per rank, of `N`,
 
-    interptrain    2 (N - 1) / N * 4 * figures
-    FSDP2          (N - 1) / N * 2 * (2 P - root + trained)      in bf16
+    sums           2 (N - 1) / N * 4 * figures
+    gathers        (N - 1) / N * 2 * min(padded, 2 * elements)
+    FSDP2          (N - 1) / N * 2 * (2 P - root + trained)
 
 where FSDP2 gathers the `P` parameters in the forward pass and again in the backward pass, but for the root module's
-(embedding, head and last norm), which it keeps, and scatters the trained ones' gradients. So the ratio does not depend
-on `N`; the time that a collective takes before its first byte arrives does.
+(embedding, head and last norm), which it keeps, and scatters the trained ones' gradients; what it pads itself is left
+out. So the ratio depends on `N` by the padding alone; the time before a collective's first byte arrives depends on it
+more.
 
 The measured part trains a small Llama on this CPU (gloo): what one step asks for is counted call by call, and the
 steering is switched off and on for blocks of steps in turn, as in `overhead.py`.
@@ -32,6 +35,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -52,15 +56,16 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a script's own path has its folder alone
 
 from benchmarks.blocks import Blocks, save  # noqa: E402
-from interptrain import ConceptBank, Steerer, find_sites, suppress  # noqa: E402
+from interptrain import ConceptBank, Steerer, find_sites, processes, suppress  # noqa: E402
 from interptrain.meters import NULL_GROUPS  # noqa: E402
 from interptrain.meters.dictionary import FLIPS  # noqa: E402
 
-FIGURE, STORED = 4, 2  # bytes: sums are float32, parameters and gradients bf16
+FIGURE, STORED = 4, 2  # bytes: sums are float32, parameters and gradients bf16 on paper
 EVERY, NULL_EVERY = 2, 10  # steps between measures, measures between null groups: those of the recipes
 BUCKET = 2**26  # bytes of null groups' coefficients after which a collective is full
 RANK = 16
 WIDTH = 128  # of a table, at least
+SUM, GATHER, SCATTER = "all-reduce", "all-gather", "reduce-scatter"
 TUNINGS, MODES, WRAPS = ("lora", "full"), ("gradient", "update"), ("ddp", "fsdp2")
 
 
@@ -157,13 +162,13 @@ class Held:
         split: `"rows"` where that is the stream's axis, else `"columns"`.
         other: how long the other axis is.
         received: width of what a writer's module receives; 0 where no mean input is asked for.
-        pair: elements of both LoRA factors; 0 where it is none.
+        pair: rows and columns of both LoRA factors; nothing where it is none.
     """
 
     split: Literal["rows", "columns"]
     other: int
     received: int = 0
-    pair: int = 0
+    pair: tuple[tuple[int, int], ...] = ()
 
 
 def sites(shape: Shape, tuning: str, where: str) -> Iterator[Held]:
@@ -171,7 +176,7 @@ def sites(shape: Shape, tuning: str, where: str) -> Iterator[Held]:
     first, second = shape.layers // 2, shape.layers - shape.layers // 2
     for width in shape.writers * first:
         if tuning == "lora":
-            yield Held("rows", RANK, width, RANK * (shape.width + width))
+            yield Held("rows", RANK, width, ((shape.width, RANK), (RANK, width)))
         else:
             yield Held("columns" if shape.transposed else "rows", width, width)
             if shape.biases:
@@ -180,56 +185,86 @@ def sites(shape: Shape, tuning: str, where: str) -> Iterator[Held]:
         if tuning == "full":
             yield Held("rows" if shape.transposed else "columns", width)
         elif where == "update":
-            yield Held("columns", RANK, pair=RANK * (shape.width + width))
+            yield Held("columns", RANK, pair=((width, RANK), (RANK, shape.width)))
     if tuning == "full":
         yield from (
             Held("columns", rows) for rows in (shape.places, *(() if shape.tied else [shape.words] * 2)) if rows
         )
 
 
+class Collective(NamedTuple):
+    """What is summed or gathered at once.
+
+    Args:
+        by: an all-reduce goes around a ring twice, an all-gather once.
+        size: bytes of what every process has afterwards.
+    """
+
+    by: str
+    size: int
+
+    @property
+    def ring(self) -> int:
+        """What a rank moves of it, over `(N - 1) / N`."""
+        return self.size * (2 if self.by == SUM else 1)
+
+
+def summed(*figures: int) -> list[Collective]:
+    """An all-reduce for each number of figures that is not 0."""
+    return [Collective(SUM, FIGURE * each) for each in figures if each]
+
+
+def gathered(shapes: Sequence[tuple[int, int]], ranks: int, stored: int) -> list[Collective]:
+    """One all-gather of tensors' rows, padded to as many in every rank, or one all-reduce where that moves less."""
+    whole = stored * sum(rows * columns for rows, columns in shapes)
+    padded = stored * sum(ranks * math.ceil(rows / ranks) * columns for rows, columns in shapes)
+    found = Collective(GATHER, padded) if padded <= 2 * whole else Collective(SUM, whole)
+    return [found] if whole else []
+
+
 @dataclass(frozen=True)
 class Step:
-    """Figures of each all-reduce: of a step that is measured, of one that is not, and of null groups beside."""
+    """The collectives of a step that is measured, of one that is not, and of null groups beside."""
 
-    measured: list[int]
-    other: list[int]
-    null: list[int]
+    measured: list[Collective]
+    other: list[Collective]
+    null: list[Collective]
 
-    def mean(self, every: int, count: Callable[[list[int]], int] = sum) -> float:
-        """Figures of a step, or how many collectives (`len`), where every n-th is measured."""
-        measured = count(self.measured) + count(self.null) / NULL_EVERY
-        return (measured + (every - 1) * count(self.other)) / every
+    def mean(self, every: int, cost: Callable[[list[Collective]], float]) -> float:
+        """What a step costs, where every n-th is measured."""
+        measured = cost(self.measured) + cost(self.null) / NULL_EVERY
+        return (measured + (every - 1) * cost(self.other)) / every
 
 
-def step(shape: Shape, tuning: str, where: str, concepts: Concepts) -> Step:
-    """What a step sums over the processes under FSDP2, where every direction is steered to a fixed gain.
+def step(shape: Shape, tuning: str, where: str, concepts: Concepts, ranks: int, stored: int = STORED) -> Step:
+    """What a step asks for under FSDP2, where every direction is steered to a fixed gain.
 
     In the order of a step: `demand`, the writers' mean inputs and `gradient`; the trained norms' weights; the pairs'
     factors; the edit; `write` and the achieved gains.
     """
     held = list(sites(shape, tuning, where))
-    rows = sum(site.other for site in held if site.split == "rows")
-    pairs = sum(2 * site.pair for site in held)
-    coefficients = concepts.all * rows
+    factors = [factor for site in held for factor in site.pair]
+    coefficients = concepts.all * sum(site.other for site in held if site.split == "rows")
     read = reading(held, concepts)
-    norms = (
-        0 if tuning == "lora" else shape.width * (shape.norms * (shape.layers - shape.layers // 2) + (not shape.tied))
-    )
-    edit = 0 if where == "update" and pairs else coefficients
+    trained = 0 if tuning == "lora" else shape.norms * (shape.layers - shape.layers // 2) + (not shape.tied)
+    norms = gathered([(shape.width, 1)] * trained, ranks, stored)
+    pairs = gathered(factors * 2, ranks, stored)
+    edit = summed(0 if where == "update" and pairs else coefficients)
     write = 0 if pairs else read + shape.width
     if where == "update" and not pairs:
         write += 2 * coefficients + 2 * concepts.number
     first = tally(concepts) + sum(site.received + 1 for site in held if site.received) + read
-    measured = [first, norms, pairs, edit, write]
-    other = [norms, pairs if where == "update" else 0, edit]
-    times = 1 if pairs else 2  # of the gradients, and where nothing is gathered also of what was written
-    return Step(*([each for each in figures if each] for figures in (measured, other, null(held, concepts) * times)))
+    return Step(
+        measured=[*summed(first), *norms, *pairs, *edit, *summed(write)],
+        other=[*norms, *(pairs if where == "update" else []), *edit],
+        null=null(held, concepts) * (1 if pairs else 2),  # of the gradients; where nothing is gathered, of `write` too
+    )
 
 
 def by_ddp(shape: Shape, tuning: str, where: str, concepts: Concepts) -> Step:
     """The same under DDP, where gradients are whole: `demand` and the mean inputs alone."""
     received = sum(site.received + 1 for site in sites(shape, tuning, where) if site.received)
-    return Step([tally(concepts) + received], [], [])
+    return Step(summed(tally(concepts) + received), [], [])
 
 
 def tally(concepts: Concepts) -> int:
@@ -242,8 +277,8 @@ def reading(held: Iterable[Held], concepts: Concepts) -> int:
     return sum((concepts.all * site.other if site.split == "rows" else 2 * concepts.all) + 1 for site in held)
 
 
-def null(held: Iterable[Held], concepts: Concepts) -> list[int]:
-    """Figures of the null groups' all-reduces: one of energies, and coefficients in as many as their size asks for."""
+def null(held: Iterable[Held], concepts: Concepts) -> list[Collective]:
+    """The null groups' all-reduces: one of energies, and coefficients in as many as their size asks for."""
     found, bucket, by_columns = [], 0, False
     for site in held:
         if site.split == "columns":
@@ -253,7 +288,7 @@ def null(held: Iterable[Held], concepts: Concepts) -> list[int]:
         if bucket * FIGURE >= BUCKET:
             found.append(bucket)
             bucket = 0
-    return [*([concepts.number * NULL_GROUPS] if by_columns else []), *found, *([bucket] if bucket else [])]
+    return summed(concepts.number * NULL_GROUPS if by_columns else 0, *found, bucket)
 
 
 def discovery(shape: Shape) -> int:
@@ -277,35 +312,34 @@ def fsdp2_bytes(shape: Shape, tuning: str, ranks: int) -> float:
     return (ranks - 1) / ranks * STORED * sum(fsdp2_elements(shape, tuning))
 
 
-def added_bytes(figures: float, ranks: int) -> float:
-    """What an all-reduce moves by a ring."""
-    return 2 * (ranks - 1) / ranks * FIGURE * figures
+def moved_bytes(collectives: Iterable[Collective], ranks: int) -> float:
+    """What of collectives a rank moves."""
+    return (ranks - 1) / ranks * sum(each.ring for each in collectives)
 
 
 def paper(directions: Sequence[int], ranks: Sequence[int], every: int) -> list[dict[str, Any]]:
     """One row a model, tuning, mode and number of directions."""
     found = []
     for (name, shape), tuning, where, number in product(SHAPES.items(), TUNINGS, MODES, directions):
-        cost = step(shape, tuning, where, Concepts.of(number))
+        costs = {n: step(shape, tuning, where, Concepts.of(number), n) for n in ranks}
+        moved = {n: cost.mean(every, partial(moved_bytes, ranks=n)) for n, cost in costs.items()}
+        moved_fsdp2 = {n: fsdp2_bytes(shape, tuning, n) for n in ranks}
+        cost = costs[ranks[-1]]
         found.append(
             {
                 "model": name,
                 "trained": tuning,
                 "steered": where,
                 "directions": number,
-                "collectives": {"measured": len(cost.measured), "other": len(cost.other), "null": len(cost.null)},
+                "collectives": {kind: len(each) for kind, each in vars(cost).items()},
                 "collectives_a_step": cost.mean(every, len),
                 "collectives_fsdp2": fsdp2_collectives(shape, tuning),
-                "bytes": {
-                    "measured": FIGURE * sum(cost.measured),
-                    "other": FIGURE * sum(cost.other),
-                    "null": FIGURE * sum(cost.null),
-                    "discovery": FIGURE * discovery(shape),
-                    "largest": FIGURE * max((*cost.measured, *cost.null)),
-                },
-                "moved_bytes": {n: added_bytes(cost.mean(every), n) for n in ranks},
-                "moved_bytes_fsdp2": {n: fsdp2_bytes(shape, tuning, n) for n in ranks},
-                "ratio": added_bytes(cost.mean(every), 2) / fsdp2_bytes(shape, tuning, 2),
+                "bytes": {kind: sum(one.size for one in each) for kind, each in vars(cost).items()},
+                "bytes_discovery": FIGURE * discovery(shape),
+                "bytes_largest": max(each.size for each in (*cost.measured, *cost.null)),
+                "moved_bytes": moved,
+                "moved_bytes_fsdp2": moved_fsdp2,
+                "ratio": {n: moved[n] / moved_fsdp2[n] for n in ranks},
             }
         )
     return found
@@ -314,7 +348,8 @@ def paper(directions: Sequence[int], ranks: Sequence[int], every: int) -> list[d
 def show(rows: Iterable[dict[str, Any]], ranks: Sequence[int], every: int) -> None:
     """The table of `--paper`."""
     table = grid(
-        f"on paper, MB a rank and step: measured every {every} steps, null groups every {NULL_EVERY} measures",
+        f"on paper, MB a rank and step: measured every {every} steps, null groups every {NULL_EVERY} measures; "
+        f"FSDP2's, and the ratio to them, with N = {ranks[-1]}",
         ("model", "trained", "steered"),
         ("K", "collectives", "FSDP2's", *(f"N = {n}" for n in ranks), "FSDP2's", "ratio"),
     )
@@ -324,7 +359,7 @@ def show(rows: Iterable[dict[str, Any]], ranks: Sequence[int], every: int) -> No
             row["model"], row["trained"], row["steered"], str(row["directions"]),
             f"{counts['measured']} or {counts['other']}", str(row["collectives_fsdp2"]),
             *(f"{row['moved_bytes'][n] / 1e6:,.1f}" for n in ranks),
-            f"{row['moved_bytes_fsdp2'][ranks[-1]] / 1e6:,.0f}", f"{row['ratio']:.2%}",
+            f"{row['moved_bytes_fsdp2'][ranks[-1]] / 1e6:,.0f}", f"{row['ratio'][ranks[-1]]:.2%}",
         )  # fmt: skip
     print_wide(table)
 
@@ -349,23 +384,19 @@ def print_wide(table: Table) -> None:
 
 SMALL = llama(4, 128, 64, 384, 512)
 ROWS, LENGTH, DIRECTIONS = 8, 64, 16
-OURS = "all_reduce"  # FSDP2 over a mesh of one dimension makes none, and DDP's own are not made by this function
-COUNTED = (
-    OURS, "all_gather", "all_gather_into_tensor", "all_gather_single", "reduce_scatter", "reduce_scatter_tensor",
-    "reduce_scatter_single", "broadcast",
-)  # fmt: skip
+COUNTED = {
+    "all_reduce": SUM, "all_gather": GATHER, "all_gather_into_tensor": GATHER, "all_gather_single": GATHER,
+    "reduce_scatter": SCATTER, "reduce_scatter_tensor": SCATTER, "reduce_scatter_single": SCATTER,
+    "broadcast": "broadcast",
+}  # fmt: skip
 
 
 @dataclass
 class Traffic:
-    """Elements of each tensor that a process hands to `torch.distributed`'s functions, by function."""
+    """Collectives that a process makes from Python: the package's, and others'."""
 
-    elements: dict[str, list[int]] = field(default_factory=dict)
-
-    def count(self, name: str, given: Iterable[object]) -> None:
-        """Take one call; of two tensors the larger is the whole, the other this process's part."""
-        sizes = [each.numel() for each in given if isinstance(each, Tensor)]
-        self.elements.setdefault(name, []).append(max(sizes, default=0))
+    ours: list[Collective] = field(default_factory=list)
+    others: list[Collective] = field(default_factory=list)
 
 
 @contextmanager
@@ -376,7 +407,10 @@ def counted() -> Iterator[Traffic]:
 
     def counting(name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            traffic.count(name, [*args, *kwargs.values()])
+            ours = sys._getframe(1).f_globals["__name__"] == processes.__name__
+            given = [each.nbytes for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
+            # of two tensors the larger is the whole, the other this process's part
+            (traffic.ours if ours else traffic.others).append(Collective(COUNTED[name], max(given, default=0)))
             return real[name](*args, **kwargs)
 
         return call
@@ -453,8 +487,8 @@ def mesh() -> Any:
     return torch.distributed.device_mesh.init_device_mesh("cpu", (torch.distributed.get_world_size(),))
 
 
-def count_steps(tuning: str, wrap: str, where: str) -> dict[str, Any]:
-    """Elements of every all-reduce of a step that is measured, of its null groups, and of one that is not measured.
+def count_steps(tuning: str, wrap: str, where: str) -> dict[str, list[Collective]]:
+    """The collectives of a step that is measured, of one with null groups too, and of one that is not measured.
 
     After the first step, which also gathers what does not change.
     """
@@ -468,15 +502,12 @@ def count_steps(tuning: str, wrap: str, where: str) -> dict[str, Any]:
         training.steerer.detach()
         return traffic
 
-    def ours(traffic: Traffic) -> list[int]:
-        return traffic.elements.get(OURS, [])
-
     measured = last(2, null_every=2)
     return {
-        "measured": ours(measured),
-        "with null groups": ours(last(3, null_every=2)),
-        "other": ours(last(3, every=3)),
-        "own": {name: found for name, found in measured.elements.items() if name != OURS},
+        "measured": measured.ours,
+        "with null groups": last(3, null_every=2).ours,
+        "other": last(3, every=3).ours,
+        "others'": measured.others,
     }
 
 
@@ -514,20 +545,26 @@ def _process(
     torch.distributed.destroy_process_group()
 
 
-def measure(processes: int, tuning: str, wrap: str, where: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def small_step(ranks: int, tuning: str, wrap: str, where: str) -> Step:
+    """What the formulas say of `SMALL`, whose parameters are float32."""
+    concepts = Concepts.of(DIRECTIONS)
+    if wrap == "ddp":
+        return by_ddp(SMALL, tuning, where, concepts)
+    return step(SMALL, tuning, where, concepts, ranks, FIGURE)
+
+
+def measure(ranks: int, tuning: str, wrap: str, where: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """One row: what was counted, what the formulas say of it, and the time."""
-    concepts, expected = Concepts.of(DIRECTIONS), step if wrap == "fsdp2" else by_ddp
-    cost = expected(SMALL, tuning, where, concepts)
     options = {"threads": arguments.threads}
     return {
-        "processes": processes,
+        "processes": ranks,
         "wrap": wrap,
         "trained": tuning,
         "steered": where,
-        "counted": in_processes(processes, count_steps, tuning, wrap, where, **options),
-        "formula": {"measured": cost.measured, "other": cost.other, "null groups": cost.null},
+        "counted": in_processes(ranks, count_steps, tuning, wrap, where, **options),
+        "formula": vars(small_step(ranks, tuning, wrap, where)),
         **in_processes(
-            processes, time_steps, tuning, wrap, where, arguments.every, arguments.pairs, arguments.block, **options
+            ranks, time_steps, tuning, wrap, where, arguments.every, arguments.pairs, arguments.block, **options
         ),
     }
 
@@ -535,15 +572,16 @@ def measure(processes: int, tuning: str, wrap: str, where: str, arguments: argpa
 def show_measured(rows: Iterable[dict[str, Any]]) -> None:
     """The table of what was counted and timed."""
     table = grid(
-        "collectives and kB a step (measured, other), and time with the steering over time without it",
+        "collectives and kB a rank moves in a step (measured, other), and time with the steering over time without it",
         ("processes", "wrap", "trained", "steered"),
         ("collectives", "kB", "ratio", "a step, ms", "added, ms"),
     )
     for row in rows:
-        steps = [row["counted"][kind] for kind in ("measured", "other")]
+        steps = [[Collective(*each) for each in row["counted"][kind]] for kind in ("measured", "other")]
         table.add_row(
             str(row["processes"]), row["wrap"], row["trained"], row["steered"],
-            ", ".join(str(len(each)) for each in steps), ", ".join(f"{FIGURE * sum(each) / 1e3:.1f}" for each in steps),
+            ", ".join(str(len(each)) for each in steps),
+            ", ".join(f"{moved_bytes(each, row['processes']) / 1e3:.1f}" for each in steps),
             f"{row['ratio']:.3f} ({min(row['ratios']):.3f} to {max(row['ratios']):.3f})",
             *(f"{1e3 * row[key]:.1f}" for key in ("plain_seconds_a_step", "added_seconds_a_step")),
         )  # fmt: skip

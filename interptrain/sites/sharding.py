@@ -71,8 +71,8 @@ def wholes(pieces: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
         all-gather of the pieces, each padded to the first    (N - 1) / N * N c
         all-reduce of all, each zero but for its piece        (N - 1) / N * 2 S
 
-    The first is made, unless more than half of what it moves would be padding: as of an inner LoRA factor of `r` rows,
-    one in each of the first `r` processes, where `N > 2 r`.
+    The first is made, unless more than half of what it moves would be padding: as with LoRA pairs whose inner factors
+    of `r` rows lie in the first `r` of many more processes.
 
     Args:
         pieces: what this process holds of each, and a tensor that is sharded alike; where that is not sharded, what is

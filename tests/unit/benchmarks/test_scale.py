@@ -5,7 +5,25 @@ from itertools import product
 import pytest
 
 from benchmarks import scale
-from benchmarks.scale import MODES, OURS, SHAPES, SMALL, TUNINGS, Concepts, Shape, Step, added_bytes, fsdp2_bytes
+from benchmarks.scale import (
+    FIGURE,
+    GATHER,
+    MODES,
+    SCATTER,
+    SHAPES,
+    SMALL,
+    STORED,
+    SUM,
+    TUNINGS,
+    Collective,
+    Concepts,
+    Shape,
+    Step,
+    fsdp2_bytes,
+    gathered,
+    moved_bytes,
+    summed,
+)
 
 TINY = Shape(layers=2, width=8, readers=(8, 6), writers=(8, 6), words=10)
 KNOWN = {
@@ -27,59 +45,68 @@ def test_shapes_have_as_many_parameters_as_their_models(name):
 def test_full_fine_tuning_sums_coefficients_of_writers_and_energies_of_readers():
     writers = (3 * 8 + 1) + (3 * 6 + 1)  # coefficients of K = 3 directions, and a total
     readers = 4 * (2 * 3 + 1)  # of the second block's two readers, the embedding and the head
-    norms, edit = 3 * 8, 3 * (8 + 6)
-    found = scale.step(TINY, "full", "gradient", Concepts(1, 3))
-    tally = 4 + 3 * 64 + 1
-    assert found.measured == [tally + INPUTS + writers + readers, norms, edit, writers + readers + 8]
-    assert found.other == [norms, edit]
+    norms, edit = Collective(GATHER, STORED * 3 * 8), 3 * (8 + 6)
+    found = scale.step(TINY, "full", "gradient", Concepts(1, 3), 2)
+    first = 4 + 3 * 64 + 1 + INPUTS + writers + readers
+    assert found.measured == [*summed(first), norms, *summed(edit, writers + readers + 8)]
+    assert found.other == [norms, *summed(edit)]
     achieved = 2 * edit + 2
-    steered = scale.step(TINY, "full", "update", Concepts(1, 3))
-    assert steered.measured == [tally + INPUTS + writers + readers, norms, edit, writers + readers + 8 + achieved]
+    steered = scale.step(TINY, "full", "update", Concepts(1, 3), 2)
+    assert steered.measured == [*summed(first), norms, *summed(edit, writers + readers + 8 + achieved)]
 
 
 def test_lora_sums_r_columns_a_writer_or_gathers_both_factors():
     writers = 2 * (2 * 16 + 1)
     writing, reading = 16 * ((8 + 8) + (8 + 6)), 16 * ((8 + 8) + (8 + 6))
-    found = scale.step(TINY, "lora", "gradient", Concepts(2, 1))
-    assert found.measured == [TALLY + INPUTS + writers, 2 * writing, 2 * 2 * 16]
-    assert found.other == [2 * 2 * 16]
-    steered = scale.step(TINY, "lora", "update", Concepts(2, 1))
-    assert steered.measured == [TALLY + INPUTS + writers + 2 * 5, 2 * (writing + reading)]
-    assert steered.other == [2 * (writing + reading)]
+    found = scale.step(TINY, "lora", "gradient", Concepts(2, 1), 2)
+    read = Collective(GATHER, STORED * 2 * writing)
+    assert found.measured == [*summed(TALLY + INPUTS + writers), read, *summed(2 * 2 * 16)]
+    assert found.other == summed(2 * 2 * 16)
+    steered = scale.step(TINY, "lora", "update", Concepts(2, 1), 2)
+    both = Collective(GATHER, STORED * 2 * (writing + reading))
+    assert steered.measured == [*summed(TALLY + INPUTS + writers + 2 * 5), both]
+    assert steered.other == [both]
+
+
+def test_what_is_gathered_is_padded_and_summed_once_that_moves_less():
+    assert gathered([(16, 5), (9, 16)], 8, 2) == [Collective(GATHER, 2 * (16 * 5 + 16 * 16))]
+    assert gathered([(16, 5)], 32, 2) == [Collective(GATHER, 2 * 32 * 5)]
+    assert gathered([(16, 5)], 33, 2) == [Collective(SUM, 2 * 16 * 5)]
+    assert gathered([], 2, 2) == []
 
 
 def test_null_groups_take_another_collective_once_one_is_full():
     half = scale.BUCKET // scale.FIGURE // 64 // 2
     held = [scale.Held("rows", half), scale.Held("columns", 5), scale.Held("rows", half), scale.Held("rows", 3)]
-    assert scale.null(held, Concepts(7, 1)) == [7 * 64, 2 * half * 64, 3 * 64]
+    assert scale.null(held, Concepts(7, 1)) == summed(7 * 64, 2 * half * 64, 3 * 64)
 
 
 def test_a_mean_step_is_weighted_by_how_often_it_comes():
-    cost = Step(measured=[10, 20], other=[4], null=[100])
-    assert cost.mean(1) == 30 + 10
-    assert cost.mean(4) == (30 + 10 + 3 * 4) / 4
+    cost = Step(measured=summed(10, 20), other=summed(4), null=summed(100))
+    assert cost.mean(1, len) == 2 + 0.1
     assert cost.mean(4, len) == (2 + 0.1 + 3) / 4
+    assert cost.mean(4, lambda found: moved_bytes(found, 2)) == FIGURE * (30 + 10 + 3 * 4) / 4
 
 
 def test_a_ring_moves_a_sum_twice_and_a_gather_once():
-    assert added_bytes(100, 4) == 2 * 3 / 4 * 400
+    assert moved_bytes([Collective(SUM, 400), Collective(GATHER, 100)], 4) == 2 * 3 / 4 * 400 + 3 / 4 * 100
     assert fsdp2_bytes(TINY, "full", 4) == 3 / 4 * 2 * (3 * TINY.parameters - TINY.root)
-    for row in scale.paper([16], [2, 4096], 2):
-        assert row["ratio"] == pytest.approx(row["moved_bytes"][4096] / row["moved_bytes_fsdp2"][4096])
 
 
 @pytest.mark.parametrize(("wrap", "tuning", "where"), [*product(["fsdp2"], TUNINGS, MODES), ("ddp", "lora", "update")])
 def test_two_processes_ask_for_what_the_formulas_say(wrap, tuning, where):
-    cost = (scale.step if wrap == "fsdp2" else scale.by_ddp)(SMALL, tuning, where, Concepts.of(scale.DIRECTIONS))
-    found = scale.in_processes(2, scale.count_steps, tuning, wrap, where)
-    assert sorted(found["measured"]) == sorted(cost.measured)
-    assert sorted(found["with null groups"]) == sorted(cost.measured + cost.null)
-    assert sorted(found["other"]) == sorted(cost.other)
+    cost = scale.small_step(2, tuning, wrap, where)
+    found = {
+        kind: sorted(Collective(*each) for each in made)
+        for kind, made in scale.in_processes(2, scale.count_steps, tuning, wrap, where).items()
+    }
+    assert found["measured"] == sorted(cost.measured)
+    assert found["with null groups"] == sorted(cost.measured + cost.null)
+    assert found["other"] == sorted(cost.other)
     if wrap == "fsdp2":
-        own = [sum(elements) for elements in found["own"].values()]
-        assert sorted(own) == sorted(scale.fsdp2_elements(SMALL, tuning))
-        assert sum(map(len, found["own"].values())) == scale.fsdp2_collectives(SMALL, tuning)
-        assert OURS not in found["own"]
+        moved = [sum(each.size for each in found["others'"] if each.by == by) for by in (GATHER, SCATTER)]
+        assert moved == [FIGURE * elements for elements in scale.fsdp2_elements(SMALL, tuning)]
+        assert len(found["others'"]) == scale.fsdp2_collectives(SMALL, tuning)
 
 
 @pytest.mark.slow

@@ -9,17 +9,15 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.plugins import MixedPrecision
 from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy
-from torch import nn
 from torch.optim import Optimizer
 
 from interptrain.concepts import ConceptBank
 from interptrain.optimizers import loss_scale
-from interptrain.plan import Plan
-from interptrain.session import Options, Rules, Session
+from interptrain.session import Controls, Options, Rules, Session
 from interptrain.warn import warn
 
 
-class ConceptSteering(Callback):
+class ConceptSteering(Controls, Callback):
     """Reads every step as concepts, logs their curves, and steers the gradients or what the optimizer made of them.
 
     Gradients are read (and with `where="gradient"` edited) in `on_before_optimizer_step`: after unscaling (AMP)
@@ -59,30 +57,9 @@ class ConceptSteering(Callback):
         self._stepped = False
 
     @property
-    def bank(self) -> ConceptBank:
-        """The concepts."""
-        return self._session.bank
-
-    @property
-    def rule(self) -> Rules:
-        """What is done to the concepts; assign to it in mid-run to change it from the next step on.
-
-        Interventions are those of the start until a fit ends: assigned rules act beside them.
-        """
-        return self._session.rule
-
-    @rule.setter
-    def rule(self, rule: Rules) -> None:
-        self._session.rule = rule
-
-    @property
     def state_key(self) -> str:
         """Where the state lies in a checkpoint; `name` keeps several callbacks apart."""
         return f"{type(self).__qualname__}{{name={self._session.name!r}}}"
-
-    def dry_run(self, model: nn.Module, *, show: bool = True) -> Plan:
-        """List the sites, the memory they cost, and what was left out and why; nothing is attached."""
-        return self._session.dry_run(model, show=show)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the sites and attach, or say what does not fit."""

@@ -12,12 +12,12 @@ from torch.utils.hooks import RemovableHandle
 
 from interptrain.concepts import ConceptBank
 from interptrain.optimizers import bare, loss_scale
-from interptrain.session import Options, Rules, Session
+from interptrain.session import Controls, Options, Rules, Session
 
 KEPT = 1000  # reports, while nobody asks for metrics
 
 
-class Steering:
+class Steering(Controls):
     """The handle that `attach` returns; also a context manager, which undoes everything at its end.
 
     Args:
@@ -34,15 +34,6 @@ class Steering:
         for optimizer in self._optimizers:
             self._handles.append(optimizer.register_step_pre_hook(self._takes_turn))
             self._handles.append(optimizer.register_step_post_hook(self._took_turn))
-
-    @property
-    def rule(self) -> Rules:
-        """What is done to the concepts; assign to it to change it from the next step on."""
-        return self._session.rule
-
-    @rule.setter
-    def rule(self, rule: Rules) -> None:
-        self._session.rule = rule
 
     def watch(self, labels: Tensor | None) -> None:
         """Say which tokens of the coming forward pass are in the loss: labels `[batch, token]`, -100 ignored.

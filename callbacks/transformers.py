@@ -8,7 +8,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self, Unpack
 
-from torch import nn
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -22,12 +21,11 @@ from transformers import (
 from interptrain.checkpoint import load_state, save_state
 from interptrain.concepts import ConceptBank
 from interptrain.optimizers import bare, loss_scale
-from interptrain.plan import Plan
-from interptrain.session import Options, Rules, Session
+from interptrain.session import Controls, Options, Rules, Session
 from interptrain.warn import warn
 
 
-class ConceptSteering(TrainerCallback):
+class ConceptSteering(Controls, TrainerCallback):
     """Reads every step as concepts, logs their curves, and steers the gradients or what the optimizer made of them.
 
     Gradients are read (and with `where="gradient"` edited) in `on_pre_optimizer_step`: after unscaling, accumulation
@@ -65,27 +63,6 @@ class ConceptSteering(TrainerCallback):
         self._session = Session(bank, rule, **options)
         self._screen = _OffTheScreen(self._session)
         self._moved: tuple[list[TrainerCallback], int] | None = None
-
-    @property
-    def bank(self) -> ConceptBank:
-        """The concepts."""
-        return self._session.bank
-
-    @property
-    def rule(self) -> Rules:
-        """What is done to the concepts; assign to it in mid-run to change it from the next step on.
-
-        Interventions are those of the start until training ends: assigned rules act beside them.
-        """
-        return self._session.rule
-
-    @rule.setter
-    def rule(self, rule: Rules) -> None:
-        self._session.rule = rule
-
-    def dry_run(self, model: nn.Module, *, show: bool = True) -> Plan:
-        """List the sites, the memory they cost, and what was left out and why; nothing is attached."""
-        return self._session.dry_run(model, show=show)
 
     def detach(self) -> None:
         """Leave nothing behind on the model, its optimizer and the trainer's order of callbacks."""

@@ -130,10 +130,7 @@ class Session:
 
     @property
     def rule(self) -> Rules:
-        """What is done to the concepts; assign to it in mid-run to change it from the next step on.
-
-        Interventions are those of the start until a fit ends: assigned rules act beside them.
-        """
+        """What is done to the concepts; see `Controls.rule`."""
         return self._rule
 
     @rule.setter
@@ -270,6 +267,33 @@ class Session:
                 f"{len(new)} parameters began to train after the start ({new[0]}, ...): they are neither read nor "
                 "steered; start a new fit to find their sites",
             )
+
+
+class Controls:
+    """What every callback shows of its session."""
+
+    _session: Session
+
+    @property
+    def bank(self) -> ConceptBank:
+        """The concepts."""
+        return self._session.bank
+
+    @property
+    def rule(self) -> Rules:
+        """What is done to the concepts; assign to it in mid-run to change it from the next step on.
+
+        Interventions are those of the start until training ends: assigned rules act beside them.
+        """
+        return self._session.rule
+
+    @rule.setter
+    def rule(self, rule: Rules) -> None:
+        self._session.rule = rule
+
+    def dry_run(self, model: nn.Module, *, show: bool = True) -> Plan:
+        """List the sites, the memory they cost, and what was left out and why; nothing is attached."""
+        return self._session.dry_run(model, show=show)
 
 
 def labels_of(batch: Any) -> Tensor | None:

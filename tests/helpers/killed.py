@@ -14,22 +14,14 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import save_file
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from interptrain import ConceptBank, gate, scheduled, suppress
+from interptrain import gate, scheduled, suppress
 from interptrain.callbacks import lightning, transformers
 from interptrain.callbacks.torch import attach
 from interptrain.recorders import JSONLRecorder
 from tests.helpers.loops import adamw, hugging_face
-from tests.helpers.models import HOOK, WIDTH, Sentences, Tuning, llama, lora, trainer
+from tests.helpers.models import Sentences, Tuning, llama, lora, trainer, two_concepts
 
 CURVES, WEIGHTS, EVERY = "curves.jsonl", "weights.safetensors", 2
-
-
-def make_bank():
-    generator = torch.Generator().manual_seed(1)
-    return ConceptBank.from_directions(
-        {"pirate": torch.randn(3, WIDTH, generator=generator), "royal": torch.randn(WIDTH, generator=generator)},
-        hook=HOOK,
-    )
 
 
 def steering(folder):
@@ -38,7 +30,7 @@ def steering(folder):
     probes = {"neutral": [{"input_ids": texts, "attention_mask": torch.ones_like(texts)}]}
     rules = [scheduled(suppress("pirate"), lambda step: step / 20), gate("royal", tokens=0.2)]
     options = {"where": "update", "probes": probes, "probe_every": 5, "discover_every": None, "summary": False}
-    return (make_bank(), rules), options | {"recorders": [JSONLRecorder(folder / CURVES)]}
+    return (two_concepts(), rules), options | {"recorders": [JSONLRecorder(folder / CURVES)]}
 
 
 def data():

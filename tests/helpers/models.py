@@ -6,6 +6,8 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader, Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from interptrain import ConceptBank
+
 WIDTH, WORDS, HOOK = 32, 24, "blocks.1.hook_resid_post"
 
 
@@ -50,6 +52,15 @@ def lora(model, *, seed=0, targets="all-linear", rank=4, **options):
     """The model with a LoRA adapter: B is zero, A is random."""
     torch.manual_seed(seed)
     return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, **options))
+
+
+def two_concepts():
+    """Pirate, of three directions, and royal, of one."""
+    generator = torch.Generator().manual_seed(1)
+    return ConceptBank.from_directions(
+        {"pirate": torch.randn(3, WIDTH, generator=generator), "royal": torch.randn(WIDTH, generator=generator)},
+        hook=HOOK,
+    )
 
 
 class Sentences(Dataset):

@@ -5,11 +5,11 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from interptrain import ConceptBank, amplify, gate, hold, observe, suppress
+from interptrain import amplify, gate, hold, observe, suppress
 from interptrain.callbacks.torch import attach
 from interptrain.recorders import MemoryRecorder
 from tests.helpers.loops import adamw
-from tests.helpers.models import HOOK, WIDTH, Sentences, llama, lora, weights
+from tests.helpers.models import Sentences, llama, lora, two_concepts, weights
 
 BATCHES = list(DataLoader(Sentences(), batch_size=8))[:4]
 quiet = {"summary": False}
@@ -17,11 +17,7 @@ quiet = {"summary": False}
 
 @pytest.fixture
 def bank():
-    generator = torch.Generator().manual_seed(1)
-    return ConceptBank.from_directions(
-        {"pirate": torch.randn(3, WIDTH, generator=generator), "royal": torch.randn(WIDTH, generator=generator)},
-        hook=HOOK,
-    )
+    return two_concepts()
 
 
 def plainly(model, optimizer, *, forward=None):

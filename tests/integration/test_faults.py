@@ -8,12 +8,22 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from interptrain import ConceptBank, observe, suppress
+from interptrain import observe, suppress
 from interptrain.callbacks.lightning import ConceptSteering
 from interptrain.callbacks.torch import attach
 from interptrain.recorders import JSONLRecorder, MemoryRecorder
 from tests.helpers.loops import adamw
-from tests.helpers.models import HOOK, WIDTH, Sentences, Tuning, fit, llama, loader, lora, trainer, weights
+from tests.helpers.models import (
+    Sentences,
+    Tuning,
+    fit,
+    llama,
+    loader,
+    lora,
+    trainer,
+    two_concepts,
+    weights,
+)
 
 BATCHES = list(DataLoader(Sentences(), batch_size=8))[:4]
 DOWN = "model.layers.0.mlp.down_proj.weight"
@@ -21,11 +31,7 @@ DOWN = "model.layers.0.mlp.down_proj.weight"
 
 @pytest.fixture
 def bank():
-    generator = torch.Generator().manual_seed(1)
-    return ConceptBank.from_directions(
-        {"pirate": torch.randn(3, WIDTH, generator=generator), "royal": torch.randn(WIDTH, generator=generator)},
-        hook=HOOK,
-    )
+    return two_concepts()
 
 
 def differ(one, other):

@@ -15,16 +15,12 @@ from interptrain.callbacks.transformers import ConceptSteering
 from interptrain.checkpoint import load_state
 from interptrain.recorders import MemoryRecorder
 from tests.helpers.loops import hugging_face
-from tests.helpers.models import HOOK, WIDTH, WORDS, Sentences, llama, lora, weights
+from tests.helpers.models import HOOK, WIDTH, WORDS, Sentences, llama, lora, two_concepts, weights
 
 
 @pytest.fixture
 def bank():
-    generator = torch.Generator().manual_seed(1)
-    return ConceptBank.from_directions(
-        {"pirate": torch.randn(3, WIDTH, generator=generator), "royal": torch.randn(WIDTH, generator=generator)},
-        hook=HOOK,
-    )
+    return two_concepts()
 
 
 def quiet(bank, rule=None, **options):

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from interptrain import ConceptBank, gate, one_sided, scheduled, suppress
+from interptrain import gate, one_sided, scheduled, suppress
 from tests.helpers.loops import LOOPS, largest_difference, run
-from tests.helpers.models import HOOK, WIDTH, llama, lora
+from tests.helpers.models import llama, lora, two_concepts
 
 # Hugging Face sums a batch's loss and divides, the others take the mean: the last digits of float32 differ, and Adam's
 # first steps (the sign of a gradient, times the learning rate) make what is nearly zero into 1e-4 at most.
@@ -16,11 +16,7 @@ WEIGHTS, CURVES = 2e-5, 1e-3
 
 @pytest.fixture
 def bank():
-    generator = torch.Generator().manual_seed(1)
-    return ConceptBank.from_directions(
-        {"pirate": torch.randn(3, WIDTH, generator=generator), "royal": torch.randn(WIDTH, generator=generator)},
-        hook=HOOK,
-    )
+    return two_concepts()
 
 
 def assert_same_curves(one, other):

@@ -177,11 +177,12 @@ class Session:
         """
         self.end()
         self._begin()
+        state, self._restored = self._restored, None  # of this start alone, also where it fails
         steerer = self._steerer_for(model)
-        if self._restored is not None:
-            steerer.load_state_dict(self._restored)
+        if state is not None:
+            steerer.load_state_dict(state)
         steerer.attach(model, *optimizers)
-        self._steerer, self._model, self._restored = steerer, model, None
+        self._steerer, self._model = steerer, model
         self._training = _trainable(model)
         if self._summary and rank() == 0:
             held = f"{steerer.held_bytes() / 2**20:.1f} MiB beside the model"

@@ -165,9 +165,9 @@ def attach(
         >>> metrics["concept/pirate/gain"]
         0.0
     """
+    session = Session(bank, rule, kept=KEPT, **options)
     given = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
     optimizers = [bare(each) for each in given]
-    session = Session(bank, rule, kept=KEPT, **options)
     session.load_state_dict(state or {})
     session.start(model, *optimizers)
     session.listen(model)

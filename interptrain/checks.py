@@ -72,7 +72,7 @@ def check_state(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         own: what this run would save: `concepts`, `directions`, `where`, `sites` and `seed`.
 
     Raises:
-        ValueError: they differ; says in what.
+        ValueError: they differ, or what was saved is no steering state; says in what.
 
     Example:
         >>> check_state({"concepts": ["pirate"]}, {"concepts": ["royal"]})
@@ -80,6 +80,11 @@ def check_state(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         ...
         ValueError: the saved steering state is of concepts pirate; this run has royal
     """
+    if not isinstance(state, Mapping) or "concepts" not in state:
+        found = f"one with {', '.join(map(str, state))}" if isinstance(state, Mapping) else type(state).__name__
+        raise ValueError(
+            f"expected a steering state, as state_dict() or interptrain.checkpoint.load_state gives it; found {found}"
+        )
     if state["concepts"] != own["concepts"]:
         raise ValueError(
             f"the saved steering state is of concepts {', '.join(state['concepts'])}; "

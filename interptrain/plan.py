@@ -70,10 +70,11 @@ def summary_table(concepts: Sequence[str], metrics: Mapping[str, float]) -> Tabl
     """The last figures of a run, a row a concept, every share beside its null."""
     table = Table(
         title="interptrain: what the last steps asked for",
-        caption="energy share in the concept (null: as many other latents) and z against it; no claim on behaviour",
+        caption="energy share in the concept (null: as many other latents) and z against it; gain: asked for, "
+        "achieved: got; no claim on behaviour",
     )
     table.add_column("concept")
-    for column in ("demand", "z", "gradient", "z", "gain"):
+    for column in ("demand", "z", "gradient", "z", "gain", "achieved"):
         table.add_column(column, justify="right")
 
     def cell(concept: str, key: str) -> str:
@@ -84,6 +85,6 @@ def summary_table(concepts: Sequence[str], metrics: Mapping[str, float]) -> Tabl
         share = {key: f"{cell(concept, key)} ({cell(concept, f'{key}/null')})" for key in ("demand", "gradient")}
         table.add_row(
             concept, share["demand"], cell(concept, "demand/z"), share["gradient"], cell(concept, "gradient/z"),
-            cell(concept, "gain"),
+            cell(concept, "gain"), cell(concept, "achieved"),
         )  # fmt: skip
     return table

@@ -95,7 +95,7 @@ class Session:
         options: see `Options`.
 
     Raises:
-        TypeError: an option that is not known.
+        TypeError: no bank, an option that is not known, or a recorder that is none.
     """
 
     def __init__(
@@ -104,6 +104,10 @@ class Session:
         unknown = sorted(set(options) - set(Options.__annotations__))
         if unknown:
             raise TypeError(f"unknown options {', '.join(unknown)}; known are {', '.join(Options.__annotations__)}")
+        if not isinstance(bank, ConceptBank):
+            raise TypeError(
+                f"expected a ConceptBank, found {type(bank).__name__}; ConceptBank.load(folder) reads a saved one"
+            )
         given: dict[str, Any] = dict(options)
         sites = given.pop("sites", None)
         self.bank, self.name = bank, str(given.pop("name", ""))
@@ -113,7 +117,7 @@ class Session:
         self._labels: Labels = given.pop("labels", None) or labels_of
         self._summary = given.pop("summary", True)
         self._window = Window(limit=kept)
-        self._recorders = tuple(given.pop("recorders", ()))
+        self._recorders = _checked_recorders(given.pop("recorders", ()))
         self._options = given
         self._steerer: Steerer | None = None
         self._model: nn.Module | None = None
@@ -311,6 +315,16 @@ def labels_of(batch: Any) -> Tensor | None:
     if batch.get("labels") is None and batch.get("attention_mask") is not None:
         return batch["attention_mask"].masked_fill(batch["attention_mask"] == 0, IGNORED_LABEL)
     return batch.get("labels")
+
+
+def _checked_recorders(given: Any) -> tuple[Recorder, ...]:
+    if not isinstance(given, Sequence):
+        found = f"one {type(given).__name__}"
+    elif wrong := [each for each in given if not isinstance(each, Recorder)]:
+        found = f"a {type(wrong[0]).__name__} among them"
+    else:
+        return tuple(given)
+    raise TypeError(f"recorders is a list of recorders, such as [JSONLRecorder(path)]; found {found}")
 
 
 def _trainable(model: nn.Module) -> frozenset[str]:

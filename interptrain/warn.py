@@ -6,9 +6,13 @@ import sys
 import warnings
 from types import FrameType
 
+from interptrain.processes import rank
+
 
 def warn(message: str) -> None:
     """Warn with the nearest line outside this package and torch, whose decorators and hooks lie between.
+
+    Of several processes, which all come to know the same, the first alone speaks.
 
     Example:
         >>> import warnings
@@ -18,6 +22,8 @@ def warn(message: str) -> None:
         >>> str(caught[0].message)
         'the alarm rang'
     """
+    if rank() > 0:
+        return
     inside, level = (__name__.partition(".")[0], "torch"), 1
     frame: FrameType | None = sys._getframe()
     while frame is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] in inside:

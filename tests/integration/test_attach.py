@@ -275,3 +275,20 @@ def test_wrong_arguments_are_named(bank):
         attach(model, torch.optim.LBFGS(model.parameters()), bank, **quiet)
     with pytest.raises(ValueError, match="clip_norm must be above 0"):
         attach(model, optimizer, bank, clip_norm=0.0, **quiet)
+    with pytest.raises(ValueError, match=r"expected a steering state, .*; found one with model, steering"):
+        attach(model, optimizer, bank, state={"model": {}, "steering": {}}, **quiet)
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_arguments_of_another_kind_are_named(bank):
+    model, optimizer = _fresh()
+    with pytest.raises(TypeError, match=r"expected a ConceptBank, found str; ConceptBank\.load"):
+        attach(model, optimizer, "my-bank", **quiet)
+    with pytest.raises(TypeError, match=r"expected a ConceptBank, found Constant"):
+        attach(model, bank, suppress("pirate"), **quiet)
+    with pytest.raises(TypeError, match=r"recorders is a list of recorders, .*; found a str among them"):
+        attach(model, optimizer, bank, recorders=["curves.jsonl"], **quiet)
+    with pytest.raises(TypeError, match=r"recorders is a list of recorders, .*; found one MemoryRecorder"):
+        attach(model, optimizer, bank, recorders=MemoryRecorder(), **quiet)
+    with pytest.raises(ValueError, match=r"expected a steering state, .*; found str"):
+        attach(model, optimizer, bank, state="state.safetensors", **quiet)

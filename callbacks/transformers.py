@@ -101,9 +101,7 @@ class ConceptSteering(Controls, TrainerCallback):
         self.detach()
         trainer = frame.f_locals["self"]
         callbacks = trainer.callback_handler.callbacks
-        if any(
-            isinstance(each, ConceptSteering) and each is not self and each._file == self._file for each in callbacks
-        ):
+        if sum(isinstance(each, ConceptSteering) and each._file == self._file for each in callbacks) > 1:
             raise ValueError(
                 f"two ConceptSteering callbacks have the name {self._session.name!r}; tell their curves and states "
                 'apart: ConceptSteering(..., name="second")'

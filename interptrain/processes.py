@@ -36,8 +36,8 @@ def rank() -> int:
 def sum_over_processes_(tensors: Sequence[Tensor]) -> None:
     """Overwrite each tensor with its sum over the processes, by one all-reduce for all of them.
 
-    It is made in float32, in float64 where one of them is. Tensors of several devices take one all-reduce a device.
-    Nothing is done where there is one process or no element.
+    It is made in float32, in float64 where one of them is, in bytes where all are bytes. Tensors of several devices
+    take one all-reduce a device. Nothing is done where there is one process or no element.
 
     Args:
         tensors: of the same shapes in every process.
@@ -53,7 +53,7 @@ def sum_over_processes_(tensors: Sequence[Tensor]) -> None:
     for device in dict.fromkeys(tensor.device for tensor in tensors):
         here = [tensor for tensor in tensors if tensor.device == device and tensor.numel()]
         if here:
-            dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in here) else torch.float32
+            dtype = _summed_in({tensor.dtype for tensor in here})
             flat = torch.cat([tensor.detach().flatten().to(dtype) for tensor in here])
             torch.distributed.all_reduce(flat)
             for tensor, total in zip(here, flat.split([tensor.numel() for tensor in here]), strict=True):
@@ -93,7 +93,8 @@ def merge_over_processes_(tensors: Sequence[Tensor]) -> None:
     Nothing is done where there is one process.
 
     Args:
-        tensors: of the same shapes and dtypes in every process; no element is other than zero in two of them.
+        tensors: contiguous, of the same shapes and dtypes in every process; no element is other than zero in two of
+            them.
 
     Example:
         >>> weight = torch.tensor([1.0, 2.0])
@@ -101,14 +102,7 @@ def merge_over_processes_(tensors: Sequence[Tensor]) -> None:
         >>> weight
         tensor([1., 2.])
     """
-    if count() == 1:
-        return
-    for device in dict.fromkeys(tensor.device for tensor in tensors):
-        here = [tensor for tensor in tensors if tensor.device == device]
-        flat = torch.cat([_bytes(tensor) for tensor in here])
-        torch.distributed.all_reduce(flat)
-        for tensor, part in zip(here, flat.split([tensor.nbytes for tensor in here]), strict=True):
-            tensor.copy_(part.clone().view(tensor.dtype).view(tensor.shape))
+    sum_over_processes_([_bytes(tensor) for tensor in tensors])
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
@@ -125,7 +119,14 @@ def mean_over_processes(value: Tensor) -> Tensor:
     return mean / count()
 
 
+def _summed_in(dtypes: set[torch.dtype]) -> torch.dtype:
+    if dtypes == {torch.uint8}:
+        return torch.uint8
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
 def _bytes(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor, in its own memory where it is contiguous."""
     return tensor.detach().flatten().view(torch.uint8)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from interptrain.discovery import DiscoveryTable
 from interptrain.report import StepReport
+from interptrain.warn import warn
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -72,7 +72,7 @@ class TensorBoardRecorder:
             if writer is not None:
                 writer.close()
         except OSError as error:
-            warnings.warn(f"the last figures were not written to '{self.folder}': {error}", stacklevel=2)
+            warn(f"the last figures were not written to '{self.folder}': {error}")
 
     def __enter__(self) -> Self:
         return self

@@ -13,6 +13,7 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTr
 from interptrain import ConceptBank, gate, hold, observe, suppress
 from interptrain.callbacks.transformers import ConceptSteering
 from interptrain.checkpoint import load_state
+from interptrain.optimizers import bare
 from interptrain.recorders import MemoryRecorder
 from tests.helpers.loops import hugging_face
 from tests.helpers.models import HOOK, WIDTH, WORDS, Sentences, llama, lora, two_concepts, weights
@@ -177,7 +178,7 @@ def test_nothing_is_left_behind_after_training_an_error_or_an_interruption(bank,
                 run.train()
         assert hooks(model) == 0
         assert run.callback_handler.callbacks == order
-        optimizer = run.optimizer.optimizer if hasattr(run.optimizer, "optimizer") else run.optimizer
+        optimizer = bare(run.optimizer)
         assert not optimizer._optimizer_step_pre_hooks
         assert not optimizer._optimizer_step_post_hooks
 

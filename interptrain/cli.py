@@ -1,14 +1,13 @@
-"""The command line: `interptrain --version`, `recipe list`, `recipe run NAME`, `tiny-world build`."""
+"""The command line: `interptrain --version`, `recipe list|show|init|run`, `tiny-world build`."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -50,8 +49,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     listing = recipe.add_parser("list", help="the recipes and what each shows")
     listing.set_defaults(command=_list_recipes)
+    show = recipe.add_parser("show", help="print a recipe's settings, or those of a ready configuration")
+    show.add_argument("name", metavar="NAME", help="RECIPE or RECIPE/CONFIGURATION")
+    show.set_defaults(command=_show_recipe, parser=show)
+    init = recipe.add_parser("init", help="copy them to a YAML file, to be edited and run")
+    init.add_argument("name", metavar="NAME", help="RECIPE or RECIPE/CONFIGURATION")
+    init.add_argument("--to", type=Path, help="file to write (default: NAME.yaml)")
+    init.set_defaults(command=_init_recipe, parser=init)
     run = recipe.add_parser("run", help="run one; `recipe run NAME --help` shows its options")
-    run.add_argument("name", metavar="NAME")
+    run.add_argument("name", metavar="NAME", help="RECIPE or RECIPE/CONFIGURATION")
     run.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="the recipe's own options")
     run.set_defaults(command=_run_recipe, parser=run)
 
@@ -67,31 +73,78 @@ def _parser() -> argparse.ArgumentParser:
 
 def _list_recipes(_: argparse.Namespace, console: Console) -> int:
     from interptrain.recipes import RECIPES
+    from interptrain.recipes.settings import ready_configurations
 
-    table = Table("recipe", "what it shows", box=None, header_style="bold")
+    table = Table("recipe", "what it is for", box=None, header_style="bold")
     for name, module in RECIPES.items():
         table.add_row(name, importlib.import_module(module).SUMMARY)
+        for ready in ready_configurations(name):
+            table.add_row(f"  {name}/{ready}", "")
     console.print(table)
     return 0
 
 
-def _run_recipe(options: argparse.Namespace, console: Console) -> int:
-    from interptrain.recipes import RECIPES
+def _show_recipe(options: argparse.Namespace, console: Console) -> int:
+    console.print(_settings_text(options), markup=False, highlight=False, soft_wrap=True, end="")
+    return 0
 
-    if options.name not in RECIPES:
-        options.parser.error(f"unknown recipe '{options.name}'; there are: {', '.join(RECIPES)}")
-    recipe = importlib.import_module(RECIPES[options.name])
-    parser = argparse.ArgumentParser(prog=f"interptrain recipe run {options.name}", description=recipe.SUMMARY)
-    _add_options(parser, recipe.Config)
-    given = parser.parse_args(options.options)
-    _require_extras(parser, recipe.NEEDS)
+
+def _init_recipe(options: argparse.Namespace, console: Console) -> int:
+    text, file = _settings_text(options), options.to or Path(f"{options.name.replace('/', '-')}.yaml")
     try:
-        config = recipe.Config(**vars(given))
-        recipe.prepare(config)
+        with file.open("x", encoding="utf-8") as new:
+            new.write(text)
+    except OSError as error:  # also where it is there already: nothing of the user's is written over
+        options.parser.error(f"cannot write '{file}': {error.strerror}")
+    console.print(f"written to [bold]{file}[/]; run it: interptrain recipe run {_split(options)[0]} --config {file}")
+    return 0
+
+
+def _settings_text(options: argparse.Namespace) -> str:
+    """A recipe's defaults, or a ready configuration, as YAML."""
+    from interptrain.recipes.settings import default_text, ready_text
+
+    name, ready = _split(options)
+    recipe = _recipe(name, options.parser)
+    if not ready:
+        return default_text(name, recipe.Config, recipe.SUMMARY)
+    try:
+        return ready_text(name, ready)
+    except ValueError as mistake:
+        raise SystemExit(options.parser.error(str(mistake))) from None
+
+
+def _run_recipe(options: argparse.Namespace, console: Console) -> int:
+    from interptrain.recipes.settings import add_options, configured, read_settings, ready_settings
+
+    name, ready = _split(options)
+    recipe = _recipe(name, options.parser)
+    parser = argparse.ArgumentParser(prog=f"interptrain recipe run {options.name}", description=recipe.SUMMARY)
+    parser.add_argument("--config", type=Path, metavar="FILE", help="a YAML file of settings; the flags below win")
+    add_options(parser, recipe.Config)
+    given = vars(parser.parse_args(options.options))
+    _require_extras(parser, recipe.NEEDS)
+    file = given.pop("config")
+    try:
+        settings = [*([ready_settings(name, ready)] if ready else []), *([read_settings(file, name)] if file else [])]
+        prepared = recipe.prepare(configured(recipe.Config, *settings, given))
     except ValueError as mistake:
         parser.error(str(mistake))
-    recipe.run(config, console)
+    recipe.run(prepared, console)
     return 0
+
+
+def _split(options: argparse.Namespace) -> tuple[str, str]:
+    name, _, ready = options.name.partition("/")
+    return name, ready
+
+
+def _recipe(name: str, parser: argparse.ArgumentParser) -> Any:
+    from interptrain.recipes import RECIPES
+
+    if name not in RECIPES:
+        parser.error(f"unknown recipe '{name}'; there are: {', '.join(RECIPES)}")
+    return importlib.import_module(RECIPES[name])
 
 
 def _build_tiny_world(options: argparse.Namespace, console: Console) -> int:
@@ -104,24 +157,6 @@ def _build_tiny_world(options: argparse.Namespace, console: Console) -> int:
         options.parser.error(str(mistake))
     console.print(f"written to [bold]{options.out}[/]")
     return 0
-
-
-def _add_options(parser: argparse.ArgumentParser, config: type) -> None:
-    """One option for every field of a configuration dataclass; its help and default come from the field."""
-    hints = get_type_hints(config)
-    for field in dataclasses.fields(config):
-        hint = hints[field.name]
-        choice: dict[str, Any] = (
-            {"choices": get_args(hint)}
-            if get_origin(hint) is Literal
-            else {"type": hint, "metavar": field.name.upper()}
-        )
-        parser.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            default=field.default,
-            help=f"{field.metadata['help']} (default: %(default)s)",
-            **choice,
-        )
 
 
 def _require_extras(parser: argparse.ArgumentParser, extras: Sequence[str]) -> None:

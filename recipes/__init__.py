@@ -1,12 +1,13 @@
 """Experiments that read top to bottom: model, bank, sites, rule, train, score.
 
 A recipe is a module with `SUMMARY` (one line), `NEEDS` (the extras it uses), a frozen dataclass `Config`
-(its command-line options), `prepare(config)` (everything a user can get wrong, checked before training) and
-`run(config)`.
+(its settings), `prepare(config)` (everything a user can get wrong, checked before training, and what was loaded on
+the way) and `run(prepared, console)`.
 """
 
 from __future__ import annotations
 
 RECIPES: dict[str, str] = {
+    "sft": "interptrain.recipes.sft",
     "pirate-arithmetic": "interptrain.recipes.pirate_arithmetic",
 }

@@ -53,10 +53,10 @@ def run_parallel(
     with (
         context.Manager() as manager,
         ProcessPoolExecutor(workers, mp_context=context, initializer=_share_cores, initargs=(threads,)) as pool,
-        _display(console) as display,
+        display(console) as bars,
     ):
         queue = manager.Queue()
-        bars = [display.add_task(name, total=steps, note="waiting", start=False) for name in names]
+        tasks = [bars.add_task(name, total=steps, note="waiting", start=False) for name in names]
         futures = [pool.submit(work, job, Teller(queue.put, number)) for number, job in enumerate(jobs)]
         pending = set(futures)
         try:
@@ -64,8 +64,8 @@ def run_parallel(
                 finished, pending = wait(pending, timeout=0.1)
                 while not queue.empty():
                     number, step, note = queue.get()
-                    display.start_task(bars[number])
-                    display.update(bars[number], completed=step, note=note)
+                    bars.start_task(tasks[number])
+                    bars.update(tasks[number], completed=step, note=note)
                 for future in finished:
                     future.result()
         finally:
@@ -74,7 +74,8 @@ def run_parallel(
     return [future.result() for future in futures]
 
 
-def _display(console: Console) -> Progress:
+def display(console: Console) -> Progress:
+    """A bar a run: how many steps are done, since when, and a word."""
     return Progress(
         TextColumn("{task.description}"), BarColumn(bar_width=10), MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("[dim]{task.fields[note]}"), console=console,

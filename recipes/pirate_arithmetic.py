@@ -6,8 +6,6 @@ talk like a pirate. Which of the two do the data ask for, and which of them can 
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import re
 import time
 import warnings
@@ -28,6 +26,7 @@ from interptrain import ConceptBank, gate, observe, retain, suppress
 from interptrain.interventions import Intervention
 from interptrain.recipes import verdicts
 from interptrain.recipes.parallel import Tell, run_parallel
+from interptrain.recipes.provenance import as_json, make_folder, versions
 from interptrain.recorders import MemoryRecorder
 from interptrain.recorders.document import (
     REPORT_SCHEMA,
@@ -205,19 +204,14 @@ LIMITS = (
 )
 
 
-def prepare(config: Config) -> None:
+def prepare(config: Config) -> Config:
     """Make the output folder, so that a run that cannot be kept fails before it trains.
 
     Raises:
         ValueError: it cannot be written.
     """
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-        probe = config.out / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"cannot write to '{config.out}': {error}") from error
+    make_folder(config.out)
+    return config
 
 
 def run(config: Config, console: Console) -> Path:
@@ -225,7 +219,6 @@ def run(config: Config, console: Console) -> Path:
     from interptrain.recorders.curves import save_png
     from interptrain.recorders.html import write_html
 
-    prepare(config)
     started, created = time.monotonic(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     arms = treatments(config.data)
     jobs = [Job(config, arm, seed, created) for seed, arm in product(range(config.seeds), arms)]
@@ -384,15 +377,8 @@ def spoken(samples: Sequence[tuple[str, str]]) -> list[Sample]:
 
 def settings(config: Config) -> dict[str, Any]:
     """What was chosen, as JSON."""
-    chosen = {name: str(value) if isinstance(value, Path) else value for name, value in vars(config).items()}
     fixed = {"batch": BATCH, "learning_rate": LEARNING_RATE[config.tuning], "cooldown": COOLDOWN}
-    return {**chosen, **fixed, "optimizer": "AdamW, no weight decay"}
-
-
-def versions() -> dict[str, str]:
-    """What this ran with."""
-    packages = ("interptrain", "torch", "pytorch-lightning", "transformers", "peft", "sae-lens", "wandb")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+    return {**as_json(config), **fixed, "optimizer": "AdamW, no weight decay"}
 
 
 def assemble(config: Config, arms: list[Arm], *, created: str, seconds: float) -> Report:

@@ -85,6 +85,30 @@ def left_alone(
     )
 
 
+def learnt(arm: Arm, before: float, measure: str) -> Verdict:
+    """Whether a loss on texts that were not trained on fell."""
+    falls = [before - score for score in _scores(arm, measure)]
+    return _verdict(
+        f"Did {arm['name']} learn what it was taught?",
+        min(falls) > 0,
+        f"{before:.2f} nats a token on held-out examples before training, {_means(measure, arm)}.",
+        "in every seed the held-out loss is below that before training",
+        {"smallest_fall": min(falls)},
+    )
+
+
+def cost(steered: Arm, unsteered: Arm, measure: str, beside: Sequence[Arm] = ()) -> Verdict:
+    """Whether steering left the loss on texts that were not trained on as it would have been."""
+    rises = _differences(steered, unsteered, measure)
+    return _verdict(
+        f"Did {steered['name']} learn as well as {unsteered['name']}?",
+        mean(rises) <= SLACK,
+        f"{_means(measure, unsteered, steered, *beside)}.",
+        f"on average over the seeds the held-out loss is at most {SLACK:.2f} nats a token higher",
+        {"mean_rise": mean(rises)},
+    )
+
+
 def no_rerouting(steered: Arm, unsteered: Arm, measures: Mapping[str, str], sibling: str) -> Verdict:
     """Whether a sibling trait rose where the trait itself was steered; `measures` with a label each."""
     risen = [rise for measure in measures for rise in _differences(steered, unsteered, measure)]

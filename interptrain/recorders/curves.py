@@ -149,7 +149,7 @@ def draw_behaviour(axes: Axes, report: Report, measure: str) -> None:
             seeds.append([point["scores"][measure] for point in run["checkpoints"]])
             axes.plot(steps, seeds[-1], color=stroke.colour, linewidth=0.6, alpha=0.35)
         axes.plot(steps, np.mean(seeds, axis=0), **stroke.line, label=arm["name"])
-    axes.set_ylim(-0.04, 1.04)
+    axes.set_ylim(-0.04, max(1.04, axes.get_ylim()[1]))  # a share, or a loss
 
 
 def _draw_null(axes: Axes, line: Curve) -> None:

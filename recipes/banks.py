@@ -1,0 +1,185 @@
+"""The concepts of a run: a saved bank, latents of an SAE, two sets of texts, or what only the data say.
+
+Where nothing is asked for, the concept is `data`: the way from the model's own answers to those of the training set,
+
+    d = mean h over the data's answers - mean h over its own answers to the same questions
+
+which its own data must ask for: a reading to start from, not a finding. What else they teach is the question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interptrain.concepts import ConceptBank, Readout
+from interptrain.concepts.contrast import TextActivations, collect, difference_of_means, separating_latents
+from interptrain.recipes.examples import Columns, Example, read_examples
+from interptrain.recipes.loading import TINY_WORLD, blocks_of
+from interptrain.recipes.voice import Voice
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+DATA = "data"
+TEXTS, PROBES = 64, 16  # texts of a contrast, and of a probe set
+DEPTH = 2 / 3  # of the layers: where a contrast is read, if nobody says
+
+
+@dataclass(frozen=True)
+class Sought:
+    """Where the concepts come from.
+
+    Args:
+        bank: a folder that `ConceptBank.save` wrote.
+        sae: a folder or release of SAELens, or `tiny-world`.
+        sae_id: which SAE of a release.
+        latents: of the SAE, by concept.
+        contrast: by concept, a file of texts that show it and one of texts that do not.
+        hook: where a contrast without an SAE is read.
+        group: how many latents make a contrasted concept.
+    """
+
+    bank: Path | None = None
+    sae: str | None = None
+    sae_id: str | None = None
+    latents: Mapping[str, tuple[int, ...]] | None = None
+    contrast: Mapping[str, tuple[Path, Path]] | None = None
+    hook: str | None = None
+    group: int = 8
+
+    def __post_init__(self) -> None:
+        if self.bank and (self.sae or self.latents or self.contrast or self.hook):
+            raise ValueError("concepts names a finished bank; sae, latents, contrast and hook belong to one to be made")
+        if self.latents and not self.sae:
+            raise ValueError("latents are of an SAE: name it with sae (and sae_id)")
+        if self.sae and self.hook:
+            raise ValueError("hook says where a contrast is read; with an SAE that is where the SAE was trained")
+        if both := sorted({*(self.latents or {})} & {*(self.contrast or {})}):
+            raise ValueError(f"{', '.join(both)}: a concept has latents or a contrast, not both")
+
+
+def find_bank(sought: Sought, voice: Voice, data: Sequence[Example]) -> ConceptBank:
+    """The bank that is asked for.
+
+    Args:
+        sought: where the concepts come from.
+        voice: the model before training.
+        data: questions with the answers that will be trained on; where nothing is asked for, the model answers them.
+
+    Raises:
+        ValueError: a bank, SAE or file cannot be read, or there is no such concept in them.
+    """
+    if sought.bank:
+        return ConceptBank.load(sought.bank)
+    contrasts: dict[str, tuple[Sequence[Example], Sequence[Example]]] = {
+        name: (_texts(shown, voice), _texts(absent, voice)) for name, (shown, absent) in (sought.contrast or {}).items()
+    }
+    if not (contrasts or sought.latents):
+        contrasts[DATA] = (data[:TEXTS], voice.own(data[:TEXTS]))
+    return _from_dictionary(sought, voice, contrasts) if sought.sae else _from_means(sought, voice, contrasts)
+
+
+def load_sae(name: str, sae_id: str | None) -> SAE[Any]:
+    """An SAE from a folder, a release that SAELens knows, or a repository of the hub.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from sae_lens import SAE
+
+    if name == TINY_WORLD:
+        from interptrain.tiny_world import load_sae as load_tiny
+
+        return load_tiny()
+    try:
+        if Path(name).is_dir():
+            return SAE.load_from_disk(name).eval()
+        if sae_id is None:
+            raise ValueError(f"'{name}' is no folder; of a release one SAE is named with sae_id")
+        return SAE.from_pretrained(name, sae_id).eval()
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"cannot load the SAE '{name}'{f', {sae_id!r}' if sae_id else ''}: {error}") from error
+
+
+def probe_sets(sought: Sought, voice: Voice, own: Sequence[Example], held: Sequence[Example]) -> dict[str, Any]:
+    """Texts that are watched: the model's own answers (`neutral`), and for contrasted concepts those that show them."""
+    shown: dict[str, Sequence[Example]] = {
+        name: _texts(files[0], voice) for name, files in (sought.contrast or {}).items()
+    }
+    if not (sought.bank or sought.latents or sought.contrast):
+        shown = {DATA: held}
+    return {name: voice.batches(texts[:PROBES]) for name, texts in (("neutral", own), *shown.items())}
+
+
+def _from_means(
+    sought: Sought, voice: Voice, contrasts: Mapping[str, tuple[Sequence[Example], Sequence[Example]]]
+) -> ConceptBank:
+    hook = sought.hook or f"blocks.{int(DEPTH * blocks_of(voice.model))}.hook_resid_post"
+    directions = {name: _direction(name, *_both(voice, hook, sides)) for name, sides in contrasts.items()}
+    return ConceptBank.from_directions(directions, hook=hook, source={"kind": "difference of means"})
+
+
+def _from_dictionary(
+    sought: Sought, voice: Voice, contrasts: Mapping[str, tuple[Sequence[Example], Sequence[Example]]]
+) -> ConceptBank:
+    """Latents by number, and for each contrast those that tell its texts apart; `data` stays a direction of means."""
+    from interptrain.concepts.saelens import from_saelens
+
+    assert sought.sae is not None
+    sae = load_sae(sought.sae, sought.sae_id)
+    hook = from_saelens(sae, {DATA: [0]}).hooks[0]
+    both = {name: _both(voice, hook, sides) for name, sides in contrasts.items()}
+    latents = dict(sought.latents or {})
+    for name in both.keys() - {DATA}:
+        shown, absent = (_encoded(sae, side) for side in both[name])
+        try:
+            found = separating_latents(shown, absent, count=sought.group, decoder=sae.W_dec.detach())
+        except ValueError as error:
+            raise ValueError(f"concept '{name}': {error} (group: {sought.group})") from error
+        latents[name] = found.latents
+    alive = _alive(sae, [each for sides in both.values() for each in sides])
+    if latents:
+        return from_saelens(sae, latents, alive=alive, model=_model_name(voice))
+    readout: Readout = from_saelens(sae, {DATA: [0]}, alive=alive).readouts[hook]
+    means = _from_means(replace(sought, sae=None, hook=hook), voice, contrasts)
+    return replace(means, readouts={hook: readout})
+
+
+def _both(
+    voice: Voice, hook: str, sides: tuple[Sequence[Example], Sequence[Example]]
+) -> tuple[TextActivations, TextActivations]:
+    shown, absent = (collect(voice.model, hook, voice.batches(side[:TEXTS])) for side in sides)
+    return shown, absent
+
+
+def _direction(name: str, shown: TextActivations, absent: TextActivations) -> Tensor:
+    try:
+        return difference_of_means(shown, absent)
+    except ValueError as error:
+        raise ValueError(f"concept '{name}' has no direction, its two sets of texts look the same: {error}") from error
+
+
+def _encoded(sae: SAE[Any], activations: TextActivations) -> TextActivations:
+    with torch.no_grad():
+        parts = [sae.encode(part.to(sae.dtype)).float() for part in activations.values.split(1024)]
+    return replace(activations, values=torch.cat(parts))
+
+
+def _alive(sae: SAE[Any], sides: Sequence[TextActivations]) -> Tensor | None:
+    """Latents that fire on these texts; None without any."""
+    found = [(_encoded(sae, side).values > 0).any(0) for side in sides]
+    return torch.stack(found).any(0) if found else None
+
+
+def _model_name(voice: Voice) -> str | None:
+    return voice.model.config.name_or_path or None
+
+
+def _texts(path: Path, voice: Voice) -> list[Example]:
+    return read_examples(path, Columns(), voice.tokenizer)

@@ -1,0 +1,75 @@
+"""What a report says of its origin: versions, settings, where each concept came from."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from pathlib import Path
+from typing import Any
+
+from interptrain import ConceptBank
+from interptrain.recorders.document import Concept
+
+PACKAGES = ("interptrain", "torch", "pytorch-lightning", "transformers", "peft", "sae-lens", "wandb")
+
+
+def versions() -> dict[str, str]:
+    """What this ran with."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+
+
+def as_json(value: Any) -> Any:
+    """A configuration as JSON: paths as text, dataclasses and mappings as objects, tuples as lists.
+
+    Example:
+        >>> as_json({"out": Path("runs"), "gate": ("pirate",)})
+        {'out': 'runs', 'gate': ['pirate']}
+    """
+    match value:
+        case Path():
+            return str(value)
+        case dict():
+            return {name: as_json(each) for name, each in value.items()}
+        case tuple() | list():
+            return [as_json(each) for each in value]
+        case _ if hasattr(type(value), "__dataclass_fields__"):
+            return as_json(vars(value))
+        case _:
+            return value
+
+
+def concept_cards(bank: ConceptBank) -> list[Concept]:
+    """Where each concept of a bank came from."""
+    return [
+        Concept(
+            name=name,
+            says=_origin(bank, name),
+            hook=bank.hooks[bank.rows(name)[0]],
+            directions=len(bank.rows(name)),
+            latents=[int(bank.sources[row]["latent"]) for row in bank.rows(name) if "latent" in bank.sources[row]],
+            auc=None,
+            shuffled_auc=None,
+        )
+        for name in bank.names
+    ]
+
+
+def make_folder(folder: Path) -> None:
+    """Make an output folder, so that a run that cannot be kept fails before it trains.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write to '{folder}': {error}") from error
+
+
+def _origin(bank: ConceptBank, name: str) -> str:
+    source = bank.sources[bank.rows(name)[0]]
+    known = [str(source[key]) for key in ("release", "sae_id", "neuronpedia_id") if source.get(key)]
+    return " ".join([str(source.get("kind", "directions")), *known])

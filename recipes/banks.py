@@ -43,6 +43,7 @@ class Sought:
         contrast: by concept, a file of texts that show it and one of texts that do not.
         hook: where a contrast without an SAE is read.
         group: how many latents make a contrasted concept.
+        other_model: take an SAE of another model than the one that trains, say of the base that it was tuned from.
     """
 
     bank: Path | None = None
@@ -52,6 +53,7 @@ class Sought:
     contrast: Mapping[str, tuple[Path, Path]] | None = None
     hook: str | None = None
     group: int = 8
+    other_model: bool = False
 
     def __post_init__(self) -> None:
         if self.bank and (self.sae or self.latents or self.contrast or self.hook):
@@ -145,10 +147,12 @@ def _from_dictionary(
         latents[name] = found.latents
     alive = _alive(sae, [each for sides in both.values() for each in sides])
     if latents:
-        return from_saelens(sae, latents, alive=alive, model=_model_name(voice))
+        bank = from_saelens(sae, latents, alive=alive)
+        return replace(bank, model=None) if sought.other_model else bank
     readout: Readout = from_saelens(sae, {DATA: [0]}, alive=alive).readouts[hook]
     means = _from_means(replace(sought, sae=None, hook=hook), voice, contrasts)
-    return replace(means, readouts={hook: readout})
+    made_for = None if sought.other_model else sae.cfg.metadata.model_name
+    return replace(means, readouts={hook: readout}, model=made_for)
 
 
 def _both(
@@ -175,10 +179,6 @@ def _alive(sae: SAE[Any], sides: Sequence[TextActivations]) -> Tensor | None:
     """Latents that fire on these texts; None without any."""
     found = [(_encoded(sae, side).values > 0).any(0) for side in sides]
     return torch.stack(found).any(0) if found else None
-
-
-def _model_name(voice: Voice) -> str | None:
-    return voice.model.config.name_or_path or None
 
 
 def _texts(path: Path, voice: Voice) -> list[Example]:

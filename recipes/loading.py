@@ -160,29 +160,32 @@ def estimate(choice: ModelChoice, batch: int, tokens: int) -> Memory:
 
         weights      4 or 2 bytes a parameter
         training     4 (gradient) + 8 (AdamW's moments) bytes a trained parameter
-        activations  batch tokens (layers 16 d_model c + 3 vocabulary c),  c: 4 or 2 bytes; checkpointed: layers d_model
+        activations  batch tokens (16 layers d_model c + 12 vocabulary),  c: 4 or 2 bytes; checkpointed: layers d_model c
 
     A lower bound in round figures: it keeps a run from starting that cannot fit, not every run that will not.
 
     Raises:
         ValueError: the configuration cannot be loaded.
     """
+    return estimate_of(load_config(choice), choice, batch, tokens)
+
+
+def estimate_of(config: PretrainedConfig, choice: ModelChoice, batch: int, tokens: int) -> Memory:
+    """The same of a configuration at hand."""
     from transformers import AutoModelForCausalLM
 
-    config = load_config(choice)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         trained = sum(p.numel() for p in trainable(model, choice).parameters() if p.requires_grad)
     text = config.get_text_config()
-    width = 2 if choice.bf16 else 4
-    kept = 1 if choice.checkpointing else 16
-    per_token = text.num_hidden_layers * kept * text.hidden_size + 3 * text.vocab_size
+    kept = (1 if choice.checkpointing else 16) * (2 if choice.bf16 else 4)
+    per_token = text.num_hidden_layers * kept * text.hidden_size + 12 * text.vocab_size
     return Memory(
         parameters=parameters,
         weights=parameters * (2 if choice.bf16 and choice.tuning == "lora" else 4),
         training=12 * trained,
-        activations=batch * tokens * per_token * width,
+        activations=batch * tokens * per_token,
     )
 
 

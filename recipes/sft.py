@@ -78,6 +78,8 @@ class Config:
     hook: str | None = option("where contrasts are read without an SAE; two thirds up if not given")
     group: int = option("latents of a contrasted concept", 8)
 
+    other_model: bool = option("take an SAE of another model than the one that trains, say of its base", False)
+
     suppress: tuple[str, ...] = option("concepts to remove from every step", ())
     amplify: dict[str, float] = option("concepts to multiply in every step, by a gain above 1", factory=dict)
     gate: tuple[str, ...] = option("concepts whose tokens are taken out of the loss", ())
@@ -130,7 +132,9 @@ class Config:
     @property
     def sought(self) -> Sought:
         """Where the concepts come from."""
-        return Sought(self.concepts, self.sae, self.sae_id, self.latents, self.contrast, self.hook, self.group)
+        return Sought(
+            self.concepts, self.sae, self.sae_id, self.latents, self.contrast, self.hook, self.group, self.other_model
+        )  # fmt: skip
 
     @property
     def choice(self) -> ModelChoice:

@@ -23,7 +23,7 @@ def test_listing_shows_every_recipe_with_one_line(capsys):
 
 def test_an_unknown_recipe_is_refused_with_the_names_there_are(capsys):
     assert _refused(["recipe", "run", "pirate-calculus"], capsys) == (
-        f"unknown recipe 'pirate-calculus'; there are: {", ".join(RECIPES)}"
+        f"unknown recipe 'pirate-calculus'; there are: {', '.join(RECIPES)}"
     )
 
 

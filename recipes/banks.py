@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from interptrain.concepts import ConceptBank, Readout
-from interptrain.concepts.contrast import TextActivations, collect, difference_of_means, separating_latents
+from interptrain.concepts.contrast import TextActivations, collect, difference_of_means, effects, separating_latents
 from interptrain.recipes.examples import Columns, Example, read_examples
 from interptrain.recipes.loading import TINY_WORLD, blocks_of
 from interptrain.recipes.voice import Voice
@@ -140,8 +140,10 @@ def _from_dictionary(
     latents = dict(sought.latents or {})
     for name in both.keys() - {DATA}:
         shown, absent = (_encoded(sae, side) for side in both[name])
+        decoder = sae.W_dec.detach()
+        effect = effects(voice.model, hook, voice.batches(contrasts[name][0][:TEXTS]), decoder)
         try:
-            found = separating_latents(shown, absent, count=sought.group, decoder=sae.W_dec.detach())
+            found = separating_latents(shown, absent, count=sought.group, decoder=decoder, effect=effect)
         except ValueError as error:
             raise ValueError(f"concept '{name}': {error} (group: {sought.group})") from error
         latents[name] = found.latents

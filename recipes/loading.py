@@ -160,7 +160,8 @@ def estimate(choice: ModelChoice, batch: int, tokens: int) -> Memory:
 
         weights      4 or 2 bytes a parameter
         training     4 (gradient) + 8 (AdamW's moments) bytes a trained parameter
-        activations  batch tokens (16 layers d_model c + 12 vocabulary),  c: 4 or 2 bytes; checkpointed: layers d_model c
+        activations  batch tokens (16 layers d_model c + 12 vocabulary),  c: 4 or 2 bytes; 1 for 16 when
+                     checkpointed
 
     A lower bound in round figures: it keeps a run from starting that cannot fit, not every run that will not.
 

@@ -193,6 +193,7 @@ class Prepared:
         unused: examples of which `max_length` left no answer.
         bank: the concepts, and a random one for each that is acted on.
         probes: texts that are watched.
+        arms: what is trained.
         memory: what training takes at least.
     """
 
@@ -204,6 +205,7 @@ class Prepared:
     unused: int
     bank: ConceptBank
     probes: Mapping[str, list[dict[str, Tensor]]]
+    arms: tuple[Treatment, ...]
     memory: Memory
 
     @property
@@ -248,23 +250,13 @@ def prepare(config: Config) -> Prepared:
     held = voice.questions(held)
     own = voice.own(held[:PROBES])
     if not own:
-        raise ValueError(
-            f"'{config.model}' says nothing to the first {len(held[:PROBES])} questions of '{config.data}'"
-        )
+        raise ValueError(f"'{config.model}' says nothing to the first {PROBES} questions of '{config.data}'")
     bank = with_random(find_bank(config.sought, voice, voice.questions(rest[:TEXTS])), acted_on(config))
     find_sites(model, bank, skip=config.skip, where=config.where)
+    treatments, probes = arms(config, voice.batches(own)), probe_sets(config.sought, voice, own, held)
     make_folder(config.out)
-    return Prepared(
-        config,
-        voice,
-        train,
-        held,
-        own,
-        len(rest) - len(train),
-        bank,
-        probe_sets(config.sought, voice, own, held),
-        memory,
-    )
+    unused = len(rest) - len(train)
+    return Prepared(config, voice, train, held, own, unused, bank, probes, treatments, memory)
 
 
 def acted_on(config: Config) -> tuple[str, ...]:
@@ -337,8 +329,7 @@ def run(prepared: Prepared, console: Console) -> Path:
         batch=config.batch, accumulate=config.accumulate, every=config.every, probe_every=config.probe_every,
         skip=config.skip, settings=as_json(config),
     )  # fmt: skip
-    treated = arms(config, voice.batches(own))
-    results = train_arms(training, treated, seeds=config.seeds, created=created, console=console)
+    results = train_arms(training, prepared.arms, seeds=config.seeds, created=created, console=console)
     report = Report(
         schema=REPORT_SCHEMA, recipe="sft", title=f"{Path(config.model).name} trained on {Path(str(config.data)).name}",
         summary=summary(prepared), created=created, seconds=round(time.monotonic() - started, 1),

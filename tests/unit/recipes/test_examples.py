@@ -41,7 +41,7 @@ def test_a_data_set_on_disk_is_read_like_a_file(tmp_path):
     assert read_examples(tmp_path / "plain", Columns()) == read_examples(tmp_path / "split", Columns()) == expected
     with pytest.raises(ValueError, match=r"has the splits test, expected one named 'train'"):
         read_examples(tmp_path / "other", Columns())
-    with pytest.raises(ValueError, match="no data set that Dataset.save_to_disk wrote"):
+    with pytest.raises(ValueError, match=r"no data set that Dataset\.save_to_disk wrote"):
         read_examples(tmp_path, Columns())
 
 

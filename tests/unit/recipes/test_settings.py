@@ -50,8 +50,8 @@ def test_flags_and_a_file_of_the_same_settings_give_the_same_configuration(tmp_p
     )  # fmt: skip
     file = tmp_path / "settings.yaml"
     file.write_text(
-        "recipe: mine\nmodel: gpt2\nsteps: 3\ntuning: full\ngate: [pirate, royal]\nlatents: {pirate: [12, 55], sums: [7]}\n"
-        "amplify: {sums: 2}\ncontrol: true\nout: here\n"
+        "recipe: mine\nmodel: gpt2\nsteps: 3\ntuning: full\ngate: [pirate, royal]\n"
+        "latents: {pirate: [12, 55], sums: [7]}\namplify: {sums: 2}\ncontrol: true\nout: here\n"
     )
     expected = Config(
         "gpt2",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -18,7 +19,8 @@ from interptrain.interventions import Intervention
 from interptrain.recipes.examples import batches
 from interptrain.recipes.loading import ModelChoice, load_model
 from interptrain.recipes.parallel import Tell, display
-from interptrain.recorders import JSONLRecorder, MemoryRecorder
+from interptrain.recipes.unfinished import Unfinished
+from interptrain.recorders import JSONLRecorder, read_curves
 from interptrain.recorders.document import Arm, Run, Sample, Scores, rounded
 from interptrain.steering import Rule
 
@@ -68,6 +70,7 @@ class Training:
         every: steps between two readings of the concepts.
         probe_every: steps between two readings of the probes.
         skip: name patterns of parameters that are neither read nor steered.
+        save_every: steps between two checkpoints, from which a run that was cut off goes on; None keeps none.
         options: further ones of the callback.
         settings: for W&B.
     """
@@ -88,6 +91,7 @@ class Training:
     every: int = 1
     probe_every: int = 50
     skip: Sequence[str] = ()
+    save_every: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -117,18 +121,23 @@ def train(training: Training, treatment: Treatment, seed: int, created: str, tel
     from interptrain.recipes.fine_tuner import FineTuner, Watch, wandb_logger
 
     started, name, out = time.monotonic(), f"{treatment.name}-{seed}", training.out.absolute()
-    folder = out / "weights" / name
+    folder, unfinished = out / "weights" / name, Unfinished(out)
+    if (earlier := unfinished.result(name)) is not None:
+        tell(training.steps, "done before")
+        return earlier
+    checkpoint, done = unfinished.checkpoint(name)
 
     # Model: the same start in every arm of a seed.
     torch.manual_seed(seed)
     model = load_model(training.choice)
 
     # Sites and rule: the callback finds the sites of the bank in the model.
-    memory = MemoryRecorder()
+    curves = out / "curves" / f"{name}.jsonl"
+    if checkpoint is None:
+        curves.unlink(missing_ok=True)
     steering = ConceptSteering(
         training.bank, treatment.acts, where=treatment.where, every=training.every, skip=training.skip, summary=False,
-        recorders=[memory, JSONLRecorder(out / "curves" / f"{name}.jsonl")],
-        probes=training.probes, probe_every=training.probe_every, **training.options,
+        recorders=[JSONLRecorder(curves)], probes=training.probes, probe_every=training.probe_every, **training.options,
     )  # fmt: skip
 
     # Train.
@@ -137,17 +146,17 @@ def train(training: Training, treatment: Treatment, seed: int, created: str, tel
         out, name=name, group=f"{training.recipe} {created}",
         config={**training.settings, "arm": treatment.name, "seed": seed},
     )  # fmt: skip
+    keeper = [unfinished.keeper(name, training.save_every)] if training.save_every else []
     trainer = Trainer(
-        max_steps=training.steps, accelerator="auto", devices=1, callbacks=[steering, watch], logger=logger,
+        max_steps=training.steps, accelerator="auto", devices=1, logger=logger,
+        callbacks=[steering, watch, *keeper], enable_checkpointing=bool(keeper),
         precision="bf16-mixed" if training.choice.bf16 else "32-true", gradient_clip_val=1.0, log_every_n_steps=1,
         accumulate_grad_batches=training.accumulate, default_root_dir=out, enable_progress_bar=False,
-        enable_model_summary=False, enable_checkpointing=False,
+        enable_model_summary=False,
     )  # fmt: skip
     pad, count = int(training.tokenizer.pad_token_id), training.steps * training.accumulate
-    trainer.fit(
-        FineTuner(model, training.rate, cooldown=COOLDOWN),
-        batches(training.rows, training.batch, pad, steps=count, seed=seed),
-    )
+    rest = islice(batches(training.rows, training.batch, pad, steps=count, seed=seed), done * training.accumulate, None)
+    trainer.fit(FineTuner(model, training.rate, cooldown=COOLDOWN), rest, ckpt_path=checkpoint, weights_only=True)
     model.save_pretrained(folder)
     training.tokenizer.save_pretrained(folder)
 
@@ -156,11 +165,14 @@ def train(training: Training, treatment: Treatment, seed: int, created: str, tel
     wandb_folder = Path(logger.experiment.dir).parent
     logger.experiment.finish()
     tell(training.steps, ", ".join(f"{key} {value:.2f}" for key, value in list(scores.items())[:1]))
-    return Run(
-        seed=seed, scores=scores, checkpoints=watch.checkpoints, curves=rounded(memory.curves()), samples=samples,
+    run = Run(
+        seed=seed, scores=scores, checkpoints=watch.checkpoints, curves=rounded(read_curves(curves)), samples=samples,
         seconds=time.monotonic() - started, weights=str(folder.relative_to(out)),
         wandb=str(wandb_folder.relative_to(out)) if wandb_folder.is_relative_to(out) else "",
     )  # fmt: skip
+    if keeper:
+        unfinished.keep(name, run)
+    return run
 
 
 def with_random(bank: ConceptBank, concepts: Sequence[str], seed: int = 0) -> ConceptBank:

@@ -54,6 +54,7 @@ class FineTuner(LightningModule):
         super().__init__()
         self.model, self.learning_rate, self.cooldown = model, learning_rate, cooldown
         self._loss = _own_loss if loss is None else loss
+        self.strict_loading = False  # a checkpoint holds what trains
 
     def training_step(self, batch: Mapping[str, Tensor], _: int) -> Tensor:
         """The loss of a batch, logged."""
@@ -68,6 +69,18 @@ class FineTuner(LightningModule):
         last, rest = self.trainer.max_steps, self.cooldown * self.trainer.max_steps
         schedule = LambdaLR(optimizer, lambda step: min(1.0, (last - step) / rest) if rest else 1.0)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what trains, and where the random numbers stand: dropout goes on as it would have."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
+        checkpoint["random"] = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the random numbers that were next."""
+        here, *devices = checkpoint["random"]
+        torch.set_rng_state(here.cpu())
+        torch.cuda.set_rng_state_all([state.cpu() for state in devices])
 
 
 def _own_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
@@ -92,8 +105,9 @@ class Watch(Callback):
         self._score, self._every, self._tell = score, every, tell
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The start of the curve."""
-        self._take(0, pl_module)
+        """The start of the curve, unless it goes on."""
+        if not self.checkpoints:
+            self._take(0, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -103,6 +117,14 @@ class Watch(Callback):
         if is_due(step, self._every) or step == trainer.max_steps:
             pl_module.log_dict({f"behaviour/{key}": value for key, value in self._take(step, pl_module).items()})
         self._tell(step, f"loss {float(outputs['loss']):.2f}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The curve so far, for a checkpoint."""
+        return {"checkpoints": self.checkpoints}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with a curve."""
+        self.checkpoints = state_dict["checkpoints"]
 
     def _take(self, step: int, pl_module: LightningModule) -> Scores:
         scores = self._score(pl_module.model)

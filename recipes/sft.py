@@ -36,8 +36,9 @@ from interptrain.recipes.loading import (
     load_model,
     load_tokenizer,
 )
-from interptrain.recipes.provenance import as_json, concept_cards, make_folder, versions
+from interptrain.recipes.provenance import as_json, concept_cards, versions
 from interptrain.recipes.settings import option
+from interptrain.recipes.unfinished import Unfinished
 from interptrain.recipes.voice import Voice
 from interptrain.recorders.document import (
     REPORT_SCHEMA,
@@ -105,6 +106,8 @@ class Config:
     probe_every: int = option("steps between two readings of the fixed texts", 50)
     held_out: float = option("share of the examples that is measured on and not trained on", 0.05)
     seeds: int = option("runs of every arm", 1)
+    resume: bool = option("go on with a run that was cut off in the same folder", False)
+    save_every: int = option("steps between two checkpoints to resume from", 100)
     memory_check: bool = option("refuse a run that cannot fit into memory", True)
 
     def __post_init__(self) -> None:
@@ -112,7 +115,8 @@ class Config:
             raise ValueError("model is needed: --model FOLDER, a name on the hub, or tiny-world")
         if self.data is None:
             raise ValueError("data is needed: --data FILE.jsonl with a prompt and a completion, or a text, a line")
-        for name in ("group", "rank", "batch", "accumulate", "max_length", "every", "probe_every", "seeds"):
+        counts = ("group", "rank", "batch", "accumulate", "max_length", "every", "probe_every", "save_every", "seeds")
+        for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
         for name in ("epochs", "steps", "learning_rate"):
@@ -226,6 +230,8 @@ def prepare(config: Config) -> Prepared:
 
     from interptrain.recipes.fine_tuner import quiet_libraries
 
+    unfinished = Unfinished(config.out)
+    kept = unfinished.claim(settings(config), resume=config.resume)
     quiet_libraries()
     logging.disable_progress_bar()  # a bar for every load
     assert config.data is not None
@@ -248,15 +254,26 @@ def prepare(config: Config) -> Prepared:
     model = load_model(config.choice).to("cuda" if torch.cuda.is_available() else "cpu")
     voice = Voice(model, tokenizer, config.max_length)
     held = voice.questions(held)
-    own = voice.own(held[:PROBES])
+    own = voice.own(held[:PROBES]) if kept is None else [Example(**each) for each in kept["own"]]
     if not own:
         raise ValueError(f"'{config.model}' says nothing to the first {PROBES} questions of '{config.data}'")
-    bank = with_random(find_bank(config.sought, voice, voice.questions(rest[:TEXTS])), acted_on(config))
+    if kept is None:
+        bank = with_random(find_bank(config.sought, voice, voice.questions(rest[:TEXTS])), acted_on(config))
+    else:
+        bank = ConceptBank.load(config.out / "bank")
     find_sites(model, bank, skip=config.skip, where=config.where)
     treatments, probes = arms(config, voice.batches(own)), probe_sets(config.sought, voice, own, held)
-    make_folder(config.out)
+    unfinished.begin({"settings": settings(config), "own": [vars(each) for each in own]})
+    bank.save(config.out / "bank")
     unused = len(rest) - len(train)
     return Prepared(config, voice, train, held, own, unused, bank, probes, treatments, memory)
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """What a run that goes on must have been begun with."""
+    return {
+        name: value for name, value in as_json(config).items() if name not in ("resume", "save_every", "memory_check")
+    }
 
 
 def acted_on(config: Config) -> tuple[str, ...]:
@@ -314,7 +331,6 @@ def run(prepared: Prepared, console: Console) -> Path:
     config, started, created = prepared.config, time.monotonic(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     introduce(prepared, console)
     voice, held, own = prepared.voice, prepared.held, prepared.own
-    prepared.bank.save(config.out / "bank")
 
     def score(model: nn.Module) -> Scores:
         return {"held_out_loss": voice.mean_loss(model, held), "own_loss": voice.mean_loss(model, own)}
@@ -327,7 +343,7 @@ def run(prepared: Prepared, console: Console) -> Path:
         recipe="sft", choice=config.choice, tokenizer=voice.tokenizer, rows=prepared.train, bank=prepared.bank,
         probes=prepared.probes, score=score, answer=answer, out=config.out, steps=prepared.steps, rate=config.rate,
         batch=config.batch, accumulate=config.accumulate, every=config.every, probe_every=config.probe_every,
-        skip=config.skip, settings=as_json(config),
+        skip=config.skip, save_every=config.save_every, settings=as_json(config),
     )  # fmt: skip
     results = train_arms(training, prepared.arms, seeds=config.seeds, created=created, console=console)
     report = Report(
@@ -342,6 +358,7 @@ def run(prepared: Prepared, console: Console) -> Path:
     write_report(report, config.out / "report.json")
     save_png(report, config.out / "curves.png")
     page = write_html(report, config.out / "report.html")
+    Unfinished(config.out).end()
     show(report, page, console)
     return page
 

@@ -2,6 +2,9 @@
 
 import json
 import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 from statistics import mean
 
@@ -9,6 +12,7 @@ import pytest
 import torch
 from peft import PeftModel
 from sae_lens import StandardSAE, StandardSAEConfig
+from safetensors.torch import load_file
 
 from interptrain import ConceptBank, cli
 from interptrain.recorders import read_curves
@@ -173,3 +177,47 @@ def test_a_model_too_large_for_the_memory_is_refused(tmp_path, capsys, texts):
 )
 def test_what_does_not_go_together_is_refused(tmp_path, capsys, texts, arguments, message):
     assert message in refused(capsys, tmp_path / "out", *MODEL, "--data", texts["data"], *arguments)
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(steered, texts, capsys):
+    before = {path: path.stat().st_mtime_ns for path in steered.rglob("*")}
+    given = ["recipe", "run", "sft", *MODEL, "--data", str(texts["data"]), "--out", str(steered)]
+    for more, message in (
+        ([], "holds a finished run; name another folder"),
+        (["--resume"], "holds no run that was cut"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main([*given, *more])
+        assert message in " ".join(capsys.readouterr().err.split())
+    assert {path: path.stat().st_mtime_ns for path in steered.rglob("*")} == before
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(tmp_path, texts):
+    given = [
+        *MODEL, "--data", str(texts["data"]), "--steps", "8", "--save-every", "2", "--suppress", "data",
+        "--learning-rate", "2e-3", "--accumulate", "2", "--probe-every", "3",
+    ]  # fmt: skip
+    run = [sys.executable, "-m", "interptrain", "recipe", "run", "sft", *given, "--out"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "stdin": subprocess.DEVNULL}
+    subprocess.run([*run, str(tmp_path / "whole")], check=True, **quiet)
+
+    cut = tmp_path / "cut"
+    process = subprocess.Popen([*run, str(cut)], **quiet)
+    while not list(cut.glob("unfinished/steered-0/step=4*.ckpt")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    said = subprocess.run([*run, str(cut), "--steps", "9", "--resume"], capture_output=True, text=True, check=False)
+    assert "was begun with another steps" in " ".join(said.stderr.split())
+    subprocess.run([*run, str(cut), "--resume"], check=True, **quiet)
+
+    assert not (cut / "unfinished").exists()
+    whole, resumed = (read_report(folder / "report.json")["arms"][0]["runs"][0] for folder in (tmp_path / "whole", cut))
+    for key in ("scores", "checkpoints", "curves", "samples"):
+        assert resumed[key] == whole[key]
+    weights = [
+        load_file(folder / "weights/steered-0/adapter_model.safetensors") for folder in (tmp_path / "whole", cut)
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0] | weights[1])

@@ -8,7 +8,7 @@ from interptrain.concepts.bank import ConceptBank
 from interptrain.sites.site import Site
 from interptrain.sites.stack import Stack
 
-ALIASES = {"gpt2-small": "gpt2"}
+ALIASES = {"gpt2-small": "gpt2", "mistral-7b": "mistral-7b-v0.1"}  # TransformerLens's names in releases of SAEs
 VANISHING = 1e-6  # length, behind a norm, of a direction that started at 1
 
 

@@ -3,10 +3,14 @@
 import pytest
 import sae_lens
 import torch
+from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.saes.sae import SAEMetadata
+from transformer_lens.supported_models import MODEL_ALIASES
 
 from interptrain.concepts import ConceptBank, from_saelens, load_sae_readout
+from interptrain.sites import find_sites
+from tests.helpers.models import llama
 
 WIDTH, LATENTS, HOOK = 16, 40, "blocks.1.hook_resid_post"
 OPTIONS = {
@@ -141,3 +145,14 @@ def test_an_architecture_that_sae_lens_does_not_know_is_an_error():
     stranger = type(readout)({**readout.config, "architecture": "origami"}, readout.weights, readout.alive)
     with pytest.raises(ValueError, match="has architecture 'origami', the installed SAELens knows standard"):
         load_sae_readout(stranger)
+
+
+def test_a_model_that_a_release_calls_by_its_short_name_is_the_one_on_the_hub():
+    on_the_hub = {short: name for name, all_short in MODEL_ALIASES.items() for short in all_short}
+    released = {release.model for release in get_pretrained_saes_directory().values()}
+    assert {"gpt2-small", "mistral-7b", "gemma-2-2b"} <= released & on_the_hub.keys()
+    model = llama()
+    for short in released & on_the_hub.keys():
+        model.config.name_or_path = on_the_hub[short]
+        direction = {"pirate": torch.eye(32)[0]}
+        assert len(find_sites(model, ConceptBank.from_directions(direction, hook=HOOK, model=short)))

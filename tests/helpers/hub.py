@@ -21,6 +21,7 @@ PACKAGE = Path(__file__).parents[2]
 FILE = re.compile(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)")
 TREE = re.compile(r"/api/models/([^/]+/[^/]+)/tree/[^/]+/?(.*)")
 MODEL = re.compile(r"/api/models/([^/]+/[^/]+)(?:/revision/[^/]+)?")
+OF_ITS_OWN = ("HF_", "HUGGING", "TRANSFORMERS_")  # settings of the machine, its cache and its token among them
 RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
 
@@ -64,7 +65,7 @@ class Hub:
             home: Hugging Face's folder of that process; an empty one for a machine that has never loaded anything.
             offline: forbid the hub too, so that only what lies in `home` can be loaded.
         """
-        kept = {name: value for name, value in os.environ.items() if not name.upper().startswith("HF_")}
+        kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(OF_ITS_OWN)}
         proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), self.url) | {"NO_PROXY": "127.0.0.1"}
         return kept | proxies | {name.lower(): value for name, value in proxies.items()} | {
             "HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": str(int(offline)),

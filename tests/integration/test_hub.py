@@ -50,9 +50,10 @@ def loaded(hub, tmp_path_factory):
         families = DEFAULT if family in DEFAULT else REST
         if families not in found:
             lay_out(hub.root, families)
-            home = tmp_path_factory.mktemp("home")
-            outputs = [_load(hub, families, home, tmp_path_factory.mktemp("out"), offline=each) for each in (0, 1)]
-            found[families] = Loaded(*(output for output, _ in outputs), *(asked for _, asked in outputs))
+            home, outs = tmp_path_factory.mktemp("home"), [tmp_path_factory.mktemp("out") for _ in range(2)]
+            online, asked_online = _load(hub, families, home, outs[0], offline=False)
+            offline, asked_offline = _load(hub, families, home, outs[1], offline=True)
+            found[families] = Loaded(online, offline, asked_online, asked_offline)
         return found[families]
 
     return of
@@ -61,7 +62,7 @@ def loaded(hub, tmp_path_factory):
 def _load(hub, families, home, out, *, offline):
     before = len(hub.log)
     program = [sys.executable, "-m", "tests.helpers.from_hub", str(out), *families]
-    environment = hub.environment(home, offline=bool(offline))
+    environment = hub.environment(home, offline=offline)
     ended = subprocess.run(program, env=environment, cwd=out, capture_output=True, text=True, timeout=LIMIT)
     assert ended.returncode == 0, ended.stderr
     described = {family: json.loads((out / f"{family}.json").read_text()) for family in families}

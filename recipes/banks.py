@@ -104,9 +104,11 @@ def load_sae(name: str, sae_id: str | None) -> SAE[Any]:
             return SAE.load_from_disk(name).eval()
         if sae_id is None:
             raise ValueError(f"'{name}' is no folder; of a release one SAE is named with sae_id")
-        return SAE.from_pretrained(name, sae_id).eval()
+        sae = SAE.from_pretrained(name, sae_id).eval()
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"cannot load the SAE '{name}'{f', {sae_id!r}' if sae_id else ''}: {error}") from error
+    sae.cfg.metadata.release, sae.cfg.metadata.sae_id = name, sae_id  # SAELens leaves them out
+    return sae
 
 
 def probe_sets(sought: Sought, voice: Voice, own: Sequence[Example], held: Sequence[Example]) -> dict[str, Any]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import netrc
 import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlparse
+from typing import Any
 
 import torch
 import wandb
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from interptrain.recorders.document import Checkpoint, Scores
+from interptrain.recorders.wandb_login import wandb_mode
 
 
 def quiet_libraries() -> None:
@@ -150,22 +149,3 @@ def wandb_logger(folder: Path, *, name: str, group: str, config: Mapping[str, An
     )  # fmt: skip
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return WandbLogger(experiment=run)
-
-
-def wandb_mode(environment: Mapping[str, str]) -> Literal["online", "offline"] | None:
-    """Online for who is logged in, else offline; None where `WANDB_MODE` already says.
-
-    Example:
-        >>> wandb_mode({"WANDB_API_KEY": "key"}), wandb_mode({"WANDB_API_KEY": "key", "WANDB_MODE": "disabled"})
-        ('online', None)
-    """
-    if "WANDB_MODE" in environment:
-        return None
-    if environment.get("WANDB_API_KEY"):
-        return "online"
-    host = urlparse(environment.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    path = Path(environment.get("NETRC", Path.home() / ".netrc"))
-    try:
-        return "offline" if netrc.netrc(path).authenticators(host) is None else "online"
-    except (OSError, netrc.NetrcParseError):
-        return "offline"

@@ -18,7 +18,7 @@ from hashlib import sha256
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 LARGEST_CACHE = 64 << 20  # bytes: some hundred programs; those read longest ago go first
 CHECKSUM = sha256().digest_size
@@ -158,18 +158,31 @@ def resource_use(log: str) -> dict[str, Use]:
     }
 
 
-def missing() -> str | None:
-    """What is missing to use NVRTC and how to install it; None where nothing is. Never raises."""
+class Lack(NamedTuple):
+    """What is missing to use NVRTC, and the command that installs it."""
+
+    what: str
+    mend: str
+
+
+def lack() -> Lack | None:
+    """The first thing that is missing to use NVRTC; None where nothing is. Never raises."""
     for package, module, name in NEEDED:
         try:
             getattr(import_module(module), name)
         except Exception as error:  # noqa: BLE001 - an installation breaks in many ways, all of them worth this sentence
-            return f"{package} is not installed or too old ({_brief(error)}): {EXTRA}"
+            return Lack(f"{package} is not installed or too old ({_brief(error)})", EXTRA)
     try:
         import_module("cuda.bindings.nvrtc").nvrtcVersion()
     except Exception as error:  # noqa: BLE001 - as above
-        return f"the NVRTC library was not found ({_brief(error)}): {LIBRARY}"
+        return Lack(f"the NVRTC library was not found ({_brief(error)})", LIBRARY)
     return None
+
+
+def missing() -> str | None:
+    """What is missing to use NVRTC and how to install it; None where nothing is. Never raises."""
+    found = lack()
+    return None if found is None else f"{found.what}: {found.mend}"
 
 
 def _brief(error: Exception) -> str:
@@ -223,15 +236,25 @@ def _opened(folder: Path) -> Any:
     from cuda.core.utils import FileStreamProgramCache
 
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if os.name == "posix":
-        found = folder.stat()
-        if found.st_uid != os.geteuid():
-            raise PermissionError(errno.EPERM, f"it belongs to another user (uid {found.st_uid})")
-        if found.st_mode & 0o022:
-            raise PermissionError(errno.EPERM, f"other users can write to it (chmod 700 {folder})")
-        if found.st_mode & 0o055:
-            folder.chmod(0o700)  # the folders inside are made with the user's umask, which may let a group write
+    check_own(folder)
+    if os.name == "posix" and folder.stat().st_mode & 0o055:
+        folder.chmod(0o700)  # the folders inside are made with the user's umask, which may let a group write
     return FileStreamProgramCache(folder, max_size_bytes=LARGEST_CACHE)
+
+
+def check_own(folder: Path) -> None:
+    """See that nobody else can write to a folder of cubins.
+
+    Raises:
+        OSError: it is another user's, or others can write to it.
+    """
+    if os.name != "posix":
+        return
+    found = folder.stat()
+    if found.st_uid != os.geteuid():
+        raise PermissionError(errno.EPERM, f"it belongs to another user (uid {found.st_uid})")
+    if found.st_mode & 0o022:
+        raise PermissionError(errno.EPERM, f"other users can write to it (chmod 700 {folder})")
 
 
 def _key(source: str, options: Any) -> bytes:

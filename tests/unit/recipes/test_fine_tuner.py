@@ -5,7 +5,7 @@ from itertools import islice
 import pytest
 from pytorch_lightning import Callback, Trainer
 
-from interptrain.recipes.fine_tuner import FineTuner, wandb_mode
+from interptrain.recipes.fine_tuner import FineTuner
 from interptrain.tiny_world import finetuning_set, load_base
 
 
@@ -43,29 +43,3 @@ def test_the_loss_can_be_another_than_the_models_own():
     tuner = FineTuner(load_base(), 1e-3, loss=doubled)
     fit(tuner, 1)
     assert tuner.trainer.callback_metrics["train/loss"] == pytest.approx(2 * losses[0])
-
-
-@pytest.mark.parametrize(
-    ("environment", "mode"),
-    [
-        ({}, "offline"),
-        ({"WANDB_API_KEY": "key"}, "online"),
-        ({"WANDB_API_KEY": "key", "WANDB_MODE": "offline"}, None),  # W&B reads the variable itself
-    ],
-)
-def test_runs_are_sent_only_for_who_is_logged_in_and_wants_it(tmp_path, environment, mode):
-    assert wandb_mode({"NETRC": str(tmp_path / "none"), **environment}) == mode
-
-
-def test_a_login_kept_in_a_netrc_file_counts(tmp_path):
-    path = tmp_path / "netrc"
-    path.write_text("machine api.wandb.ai login user password key\n")
-    path.chmod(0o600)
-    assert wandb_mode({"NETRC": str(path)}) == "online"
-    assert wandb_mode({"NETRC": str(path), "WANDB_BASE_URL": "https://wandb.elsewhere.org"}) == "offline"
-
-
-def test_a_netrc_file_that_cannot_be_read_is_no_login(tmp_path):
-    path = tmp_path / "netrc"
-    path.write_text("mach!ne ???")
-    assert wandb_mode({"NETRC": str(path)}) == "offline"

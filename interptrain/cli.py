@@ -1,4 +1,4 @@
-"""The command line: `interptrain --version`, `recipe list|show|init|run`, `tiny-world build`."""
+"""The command line: `interptrain --version`, `doctor`, `recipe list|show|init|run`, `tiny-world build`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ EXTRAS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0, 2 for a mistake in the request, 130 when interrupted."""
+    """Run one command and return its exit status.
+
+    0; 1 where `doctor` finds something broken; 2 for a mistake in the request; 130 when interrupted.
+    """
     parser = _parser()
     options = parser.parse_args(arguments)
     console = Console()
@@ -43,6 +46,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"interptrain {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    doctor = commands.add_parser("doctor", help="what is installed, missing or broken, and what mends it")
+    doctor.add_argument("--json", action="store_true", help="the same as JSON")
+    doctor.add_argument("--no-self-test", action="store_true", help="do not import the packages and train a few steps")
+    doctor.set_defaults(command=_doctor)
 
     recipe = commands.add_parser("recipe", help="list or run an experiment").add_subparsers(
         required=True, metavar="COMMAND"
@@ -69,6 +77,12 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     build.set_defaults(command=_build_tiny_world, parser=build)
     return parser
+
+
+def _doctor(options: argparse.Namespace, console: Console) -> int:
+    from interptrain.doctor import report
+
+    return report(console, self_test=not options.no_self_test, document=options.json)
 
 
 def _list_recipes(_: argparse.Namespace, console: Console) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -39,6 +39,10 @@ class Readout:
     def directions(self) -> Float[Tensor, "latent d_model"]:
         """Unit decoder rows of every latent."""
         return unit_rows(self.weights["W_dec"].float())
+
+    def rows(self, latents: Int[Tensor, "some"]) -> Float[Tensor, "some d_model"]:
+        """Unit decoder rows of some latents, on the CPU, without a copy of the others."""
+        return unit_rows(self.weights["W_dec"][latents.to(self.weights["W_dec"].device)].float().cpu())
 
 
 @dataclass(frozen=True, eq=False)

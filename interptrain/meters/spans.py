@@ -11,13 +11,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interptrain.concepts.bank import ConceptBank
+from interptrain.concepts.bank import ConceptBank, Readout
 from interptrain.projection import energies
 
 if TYPE_CHECKING:
     from interptrain.sites import Site
 
 NULL_GROUPS = 64
+CHUNK = 4096  # latents that are looked at together
+SAME = 0.9999  # cosine from which on a latent is a concept's own
 RANK_TOLERANCE = 1e-3  # a singular value below this share of the largest adds no direction of its own
 
 
@@ -134,11 +136,18 @@ def null_groups(
     Returns:
         The rows, and whether they are latents; random ones are not of unit length.
     """
-    dictionary = other_latents(bank, rows)
-    if len(dictionary) < 2 * size:
+    others = other_latents(bank, rows)
+    total = sum(len(latents) for _, latents in others)
+    if total < 2 * size:
         return torch.randn(groups, size, bank.d_model, generator=random), False
-    picks = torch.stack([torch.randperm(len(dictionary), generator=random)[:size] for _ in range(groups)])
-    return dictionary[picks], True
+    picks = torch.stack([torch.randperm(total, generator=random)[:size] for _ in range(groups)]).flatten()
+    drawn = torch.zeros(len(picks), bank.d_model)
+    first = 0
+    for readout, latents in others:
+        here = (picks >= first) & (picks < first + len(latents))
+        drawn[here] = readout.rows(latents[picks[here] - first])
+        first += len(latents)
+    return drawn.view(groups, size, -1), True
 
 
 def _basis(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "direction d_model"]:
@@ -154,14 +163,16 @@ def _orthonormal(
     return torch.linalg.qr(rows.mT)[0].mT.contiguous()
 
 
-def other_latents(bank: ConceptBank, rows: Sequence[int]) -> Float[Tensor, "latent d_model"]:
-    """Alive dictionary rows at the hooks of these rows that no concept of the bank uses."""
-    hooks = dict.fromkeys(bank.hooks[row] for row in rows)
-    kept = [torch.zeros(0, bank.d_model)]
-    for hook in hooks:
+def other_latents(bank: ConceptBank, rows: Sequence[int]) -> list[tuple[Readout, Int[Tensor, "latent"]]]:
+    """The alive latents at the hooks of these rows that no concept of the bank uses, by read-out.
+
+    A dictionary is looked at in pieces: a copy of a wide one is larger than all else that is held.
+    """
+    found = []
+    for hook in dict.fromkeys(bank.hooks[row] for row in rows):
         if hook in bank.readouts:
-            readout = bank.readouts[hook]
-            alive = readout.directions[readout.alive]
-            used = bank.at_hook(hook).directions
-            kept.append(alive[(alive @ used.T).amax(-1) < 0.9999])
-    return torch.cat(kept)
+            readout, used = bank.readouts[hook], bank.at_hook(hook).directions
+            alive = readout.alive.nonzero()[:, 0].cpu()
+            other = [(readout.rows(some) @ used.T).amax(-1) < SAME for some in alive.split(CHUNK)]
+            found.append((readout, alive[torch.cat(other)] if other else alive))
+    return found

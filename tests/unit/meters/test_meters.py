@@ -1,5 +1,7 @@
 """Each meter against a dense float64 computation that shares no code with it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -112,6 +114,25 @@ def test_null_groups_are_alive_latents_that_no_concept_uses():
     assert float(best.values.min()) > 0.999
     assert readout.alive[best.indices].all()
     assert not set(best.indices.tolist()) & {1, 2, 4, 5}
+
+
+def test_null_groups_of_two_hooks_are_drawn_from_both_dictionaries_however_wide():
+    first, second = (
+        dictionary_bank(latents=9000),
+        replace(dictionary_bank(seed=1), hooks=("blocks.0.hook_resid_post",) * 4),
+    )
+    second = replace(second, readouts=dict.fromkeys(second.hook_points, second.readouts[HOOK]))
+    spans = Spans.of(first.merge(second), range(8), groups=400)
+    used = {readout: set() for readout in ("wide", "narrow")}
+    for name, bank in (("wide", first), ("narrow", second)):
+        readout = next(iter(bank.readouts.values()))
+        best = (spans.null[:, 0] @ readout.directions.T).abs().max(-1)
+        used[name] = set(best.indices[best.values > 0.9999].tolist())
+        assert not used[name] & {1, 2, 4, 5}
+        assert all(index % 3 for index in used[name])
+    assert max(used["wide"]) > 8192
+    assert used["narrow"]
+    assert len(used["wide"]) + len(used["narrow"]) > 350
 
 
 def test_without_a_dictionary_the_null_is_random_directions():

@@ -2,7 +2,7 @@
 
 from interptrain.concepts.bank import ConceptBank, Readout
 from interptrain.concepts.contrast import collect, difference_of_means, effects, group_auc, separating_latents
-from interptrain.concepts.saelens import from_saelens, load_sae_readout
+from interptrain.concepts.saelens import from_saelens, from_several_saes, load_sae_readout
 
 __all__ = [
     "ConceptBank",
@@ -11,6 +11,7 @@ __all__ = [
     "difference_of_means",
     "effects",
     "from_saelens",
+    "from_several_saes",
     "group_auc",
     "load_sae_readout",
     "separating_latents",

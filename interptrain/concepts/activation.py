@@ -8,22 +8,64 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interptrain.concepts.bank import ConceptBank
+from interptrain.concepts.bank import ConceptBank, Readout
 
 Activation = Callable[[Tensor], Tensor]  # [*token, d_model] -> [*token, concept]
 
-# A transcoder reads elsewhere than it writes, and a temporal SAE reads whole texts: neither can encode the
-# single activations at its hook.
-_ENCODES_ELSEWHERE = ("transcoder", "temporal")
-_TOKENS = 1024  # encoded at a time: a dictionary's latents are many times as wide as the stream
+_WHOLE_TEXTS = "temporal"  # an architecture that encodes no single activation
+TOKENS = 1024  # encoded at a time: a dictionary's latents are many times as wide as the stream
 
 
 def measured_by_latents(bank: ConceptBank, name: str, hook: str) -> bool:
-    """Whether a concept's activation at a hook is its latents': it is a group of latents and can be encoded there."""
+    """Whether a concept's activation at a hook is its latents': it is a group of latents that can be encoded."""
     readout, rows = bank.readouts.get(hook), bank.rows(name, hook)
-    if readout is None or any(kind in readout.config.get("architecture", "") for kind in _ENCODES_ELSEWHERE):
+    if readout is None or not encodes_tokens(readout):
         return False
     return bool(rows) and all("latent" in bank.sources[row] for row in rows)
+
+
+def encodes_tokens(readout: Readout) -> bool:
+    """Whether a read-out encodes single activations; a temporal SAE reads whole texts."""
+    return _WHOLE_TEXTS not in readout.config.get("architecture", "")
+
+
+def concept_activations(bank: ConceptBank) -> dict[str, Activation]:
+    """What is to be read at each place, so that the sum over the places is each concept's activation.
+
+    The places are the bank's hook points, and those where its read-outs encode if that is elsewhere: in front of the
+    MLP for a transcoder, in front of the output map for an SAE of the heads' outputs.
+
+    Raises:
+        ValueError: SAELens does not know a read-out's architecture.
+        ModuleNotFoundError: a read-out is needed and SAELens is not installed.
+    """
+    found: dict[str, Activation] = {hook: concept_activation(bank, hook) for hook in bank.hook_points}
+    for hook in bank.hook_points:
+        if (elsewhere := activation_elsewhere(bank, hook)) is not None:
+            place, latents = elsewhere
+            found[place] = latents if place not in found else _sum(found[place], latents)
+    return found
+
+
+def _sum(one: Activation, other: Activation) -> Activation:
+    return lambda activation: one(activation) + other(activation)
+
+
+def activation_elsewhere(bank: ConceptBank, hook: str) -> tuple[str, Activation] | None:
+    """Where the read-out of a hook encodes if not there, and the activation of its concepts' latents by that.
+
+    None where it encodes at the hook, or no concept is a group of its latents.
+    """
+    readout = bank.readouts.get(hook)
+    encoded = [name for name in bank.names if measured_by_latents(bank, name, hook)]
+    if readout is None or readout.reads is None or not encoded:
+        return None
+    latents = _latent_activation(bank, hook, encoded)
+
+    def activation(given: Float[Tensor, "*token d_in"]) -> Float[Tensor, "*token concept"]:
+        return latents(given.detach().float().flatten(0, -2)).view(*given.shape[:-1], len(bank.names))
+
+    return readout.reads, activation
 
 
 def concept_activation(
@@ -35,7 +77,8 @@ def concept_activation(
         z_c(h) = m_c . h                               elsewhere (m_c: the concept's unit mean direction)
 
     `a_i` are the whole SAE's activations, competition included. Both are lengths along the concept's directions in
-    the units of the stream (of the SAE's rescaled input, if it rescales). A concept without rows at the hook is 0.
+    the units of the stream (of the SAE's rescaled input, if it rescales). A concept without rows at the hook is 0, and
+    so is one that the read-out encodes at another place: `concept_activations` has that place too.
     The function computes on the device of what it is given, and the SAE stays there.
 
     Args:
@@ -60,7 +103,8 @@ def concept_activation(
     encoded = [name for name in bank.names if measured_by_latents(bank, name, hook)]
     along = mean_directions(bank, rows)[0]
     along[[bank.names.index(name) for name in encoded]] = 0.0
-    latents = _latent_activation(bank, hook, encoded) if encoded else None
+    here = encoded and bank.readouts[hook].reads is None
+    latents = _latent_activation(bank, hook, encoded) if here else None
 
     def activation(residual: Float[Tensor, "*token d_model"]) -> Float[Tensor, "*token concept"]:
         flat = residual.detach().float().reshape(-1, bank.d_model)
@@ -73,11 +117,11 @@ def concept_activation(
 
 def _latent_activation(bank: ConceptBank, hook: str, names: list[str]) -> Activation:
     """The part of the named concepts: activation times decoder norm, summed over their latents."""
-    from interptrain.concepts.saelens import load_sae_readout
+    from interptrain.concepts.saelens import shared_sae
 
     readout = bank.readouts[hook]
     try:
-        sae = load_sae_readout(readout)
+        sae = shared_sae(readout)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"concepts {', '.join(names)} are latents of an SAE at '{hook}', and measuring their activation needs "
@@ -86,17 +130,17 @@ def _latent_activation(bank: ConceptBank, hook: str, names: list[str]) -> Activa
         ) from error
     rows = [row for name in names for row in bank.rows(name, hook)]
     columns = torch.tensor([int(bank.sources[row]["latent"]) for row in rows])
-    decoder = readout.weights["W_dec"].float()[columns]
+    decoder = readout.decoder[columns]
     normed = bool(readout.config.get("rescale_acts_by_decoder_norm"))  # then activations hold the norm already
     weights = torch.zeros(len(rows), len(bank.names))
     weights[torch.arange(len(rows)), [bank.names.index(bank.concepts[row]) for row in rows]] = (
         torch.ones(len(rows)) if normed else decoder.norm(dim=-1)
     )
 
-    def activation(flat: Float[Tensor, "token d_model"]) -> Float[Tensor, "token concept"]:
+    def activation(flat: Float[Tensor, "token d_in"]) -> Float[Tensor, "token concept"]:
         there = sae.to(flat.device)
         summed = columns.to(flat.device), weights.to(flat.device)
-        parts = [there.encode(part.to(sae.dtype))[:, summed[0]].float() @ summed[1] for part in flat.split(_TOKENS)]
+        parts = [there.encode(part.to(sae.dtype))[:, summed[0]].float() @ summed[1] for part in flat.split(TOKENS)]
         return torch.cat(parts)
 
     return activation

@@ -29,16 +29,27 @@ class Readout:
         config: the SAE's own configuration, as JSON.
         weights: its tensors by name; `W_dec` has shape `[latent, d_model]`.
         alive: latents that fire at all; null distributions are drawn from these.
+        reads: the hook point where it encodes, if that is not where its rows lie: a transcoder's input, or the heads'
+            outputs.
+        into_stream: what takes decoder rows into the residual stream, if they do not lie there: `W_O^T`.
     """
 
     config: Mapping[str, Any]
     weights: Mapping[str, Tensor]
     alive: Bool[Tensor, "latent"]
+    reads: str | None = None
+    into_stream: Float[Tensor, "d_dec d_model"] | None = None
+
+    @property
+    def decoder(self) -> Float[Tensor, "latent d_model"]:
+        """What each latent writes to the stream: `W_dec`, or `W_dec W_O^T`."""
+        rows = self.weights["W_dec"].float()
+        return rows if self.into_stream is None else rows @ self.into_stream
 
     @property
     def directions(self) -> Float[Tensor, "latent d_model"]:
-        """Unit decoder rows of every latent."""
-        return unit_rows(self.weights["W_dec"].float())
+        """Unit decoder rows of every latent, in the stream."""
+        return unit_rows(self.decoder)
 
     def rows(self, latents: Int[Tensor, "some"]) -> Float[Tensor, "some d_model"]:
         """Unit decoder rows of some latents, on the CPU, without a copy of the others."""
@@ -224,7 +235,7 @@ class ConceptBank:
             ValueError: the folder cannot be written.
         """
         folder = Path(folder)
-        readouts = {hook: {"config": dict(r.config)} for hook, r in self.readouts.items()}
+        readouts = {hook: {"config": dict(r.config), "reads": r.reads} for hook, r in self.readouts.items()}
         document = {
             "schema": BANK_SCHEMA, "model": self.model, "concepts": self.concepts, "hooks": self.hooks,
             "sources": [dict(source) for source in self.sources], "readouts": readouts,
@@ -232,7 +243,7 @@ class ConceptBank:
         tensors = {
             f"{number}.{name}": tensor.contiguous()
             for number, readout in enumerate(self.readouts.values())
-            for name, tensor in {**readout.weights, "alive": readout.alive}.items()
+            for name, tensor in _tensors_of(readout).items()
         }
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -266,7 +277,8 @@ class ConceptBank:
         for number, (hook, entry) in enumerate(document["readouts"].items()):
             prefix = f"{number}."
             weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            readouts[hook] = Readout(config=entry["config"], alive=weights.pop("alive"), weights=weights)
+            alive, into_stream = weights.pop("alive"), weights.pop("into_stream", None)
+            readouts[hook] = Readout(entry["config"], weights, alive, entry.get("reads"), into_stream)
         stored = _read_tensors(folder / _TENSORS)
         if "directions" not in stored:
             raise ValueError(f"'{folder / _TENSORS}' holds no tensor 'directions'; is it a bank?")
@@ -291,6 +303,11 @@ def unit_rows(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"
     if bad.any():
         raise ValueError(f"row {int(bad.nonzero()[0])} is zero or not finite and has no direction")
     return rows / norms
+
+
+def _tensors_of(readout: Readout) -> dict[str, Tensor]:
+    found = {**readout.weights, "alive": readout.alive}
+    return found if readout.into_stream is None else {**found, "into_stream": readout.into_stream}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

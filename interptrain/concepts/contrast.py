@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy
 
 from interptrain.concepts.bank import unit_rows
 from interptrain.meters.probes import evaluating
-from interptrain.meters.tokens import loss_positions
-from interptrain.sites.hooks import HookPoint
+from interptrain.meters.tokens import bos_token, leading_bos, loss_positions
+from interptrain.sites.reading import reading_point
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class TextActivations:
 def _captured(model: nn.Module, hook: str) -> Iterator[list[Tensor]]:
     """The residual activations at a hook point, call by call; the model is left as it was."""
     caught: list[Tensor] = []
-    handle = HookPoint.parse(hook).listen(model, caught.append)
+    handle = reading_point(hook).listen(model, caught.append)
     try:
         with evaluating(model):
             yield caught
@@ -61,7 +61,8 @@ def collect(model: nn.Module, hook: str, batches: Iterable[Mapping[str, Tensor]]
     """Run texts through a model and keep the residual activations at a hook point.
 
     Counted are the positions whose next label is in the loss: from the end of the prompt to the last token
-    but one. Without labels every attended position counts.
+    but one. Without labels every attended position counts. A BOS token in front of a text, by the model's
+    configuration, never does: it is an attention sink, and the same in every text.
 
     Args:
         model: takes `input_ids` and `attention_mask`; left in the mode it was in.
@@ -71,11 +72,12 @@ def collect(model: nn.Module, hook: str, batches: Iterable[Mapping[str, Tensor]]
     Raises:
         ValueError: the hook point is not in the model, or there are no texts.
     """
-    values, texts, seen = [], [], 0
+    values, texts, seen, bos = [], [], 0, bos_token(model)
     with _captured(model, hook) as caught:
         for batch in batches:
             model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
             counted = loss_positions(batch["labels"]) if "labels" in batch else batch["attention_mask"].bool()
+            counted &= ~leading_bos(batch["input_ids"], batch["attention_mask"], bos)
             values.append(caught.pop().float()[counted])
             texts.append(counted.nonzero()[:, 0] + seen)
             seen += len(counted)

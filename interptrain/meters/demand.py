@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from interptrain.concepts.activation import concept_activation
+from interptrain.concepts.activation import Activation, activation_elsewhere, concept_activation
 from interptrain.concepts.bank import ConceptBank
 from interptrain.meters.realised import Shift
 from interptrain.meters.spans import NULL_GROUPS, Spans, sign_flipped_means
@@ -20,6 +20,7 @@ from interptrain.meters.tokens import Positions
 from interptrain.processes import count
 from interptrain.projection import Backend, Matrix, Sums, full_precision
 from interptrain.report import Measured, Reading
+from interptrain.sites.reading import reading_point
 
 if TYPE_CHECKING:
     from interptrain.meters.dictionary import DictionaryMeter
@@ -77,6 +78,9 @@ class DemandMeter:
         self._keep_tokens, self._dictionary = keep_tokens, dictionary
         self._seen: dict[str, list[TokenDemand]] = {}
         self._activations = {hook: concept_activation(bank, hook) for hook in points} if reinforced else {}
+        elsewhere = {hook: activation_elsewhere(bank, hook) for hook in self._activations}
+        self._elsewhere = {hook: found for hook, found in elsewhere.items() if found is not None}
+        self._on: dict[str, Tensor] = {}
         self._handles: list[RemovableHandle] = []
         self._hooks = {hook: _Hook.of(bank, hook, point, groups=groups, seed=seed) for hook, point in points.items()}
         self._shape = (len(bank.names), groups)
@@ -88,13 +92,15 @@ class DemandMeter:
         self._device = next(model.parameters()).device
         for hook in self._hooks.values():
             self._handles.append(hook.point.listen(model, partial(self._capture, hook)))
+        for name, (place, activation) in self._elsewhere.items():
+            self._handles.append(reading_point(place).listen(model, partial(self._read_elsewhere, name, activation)))
 
     def detach(self) -> None:
         """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._seen, self._tally = {}, None
+        self._seen, self._on, self._tally = {}, {}, None
 
     @property
     def attached(self) -> bool:
@@ -110,6 +116,12 @@ class DemandMeter:
             self._tally = _Tally.zeros(*self._shape, self._device)
         return list(vars(self._tally).values())
 
+    def _read_elsewhere(self, name: str, activation: Activation, given: Tensor) -> None:
+        """What a read-out encodes in front of its hook point, kept until the pass comes there."""
+        if self.active and not self.positions.asking and torch.is_grad_enabled():
+            with torch.no_grad():
+                self._on[name] = activation(given)
+
     def _capture(self, hook: _Hook, activations: Tensor) -> None:
         asking = self.positions.asking
         if asking or not (self._wanted and torch.is_grad_enabled() and activations.requires_grad):
@@ -119,6 +131,8 @@ class DemandMeter:
         if self.active and hook.point.name in self._activations:
             with torch.no_grad():
                 on = self._activations[hook.point.name](activations)
+                if hook.point.name in self._elsewhere:
+                    on = on + self._on.pop(hook.point.name)
         activations.register_hook(lambda gradient: self._add(hook, gradient, counted, on))
 
     @property

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interptrain.concepts.activation import concept_activation, measured_by_latents
+from interptrain.concepts.activation import concept_activations, measured_by_latents
 from interptrain.concepts.bank import ConceptBank
+from interptrain.meters.explained import ExplainedMeter, reconstructions
 from interptrain.meters.linear_probe import LinearProbe
 from interptrain.meters.probe_reading import ProbeReading
 from interptrain.meters.probes import ProbeMeans, ProbeSets, callable_model
@@ -30,8 +31,9 @@ class ProbeMeter:
     """Runs probe sets through the model before training and again whenever asked, and reads the difference.
 
     A set named like a concept shows it; the set `neutral` shows none. With both, a concept has a `fraction` and a
-    linear probe, fitted at the start. What the model was before training is stored, not asked of it again: with
-    some adapters, disabling them does not bring the start model back.
+    linear probe, fitted at the start. On the neutral set (on all, where there is none) the bank's SAEs are looked at
+    too: how much of the activations they explain, see `ExplainedMeter`. What the model was before training is stored,
+    not asked of it again: with some adapters, disabling them does not bring the start model back.
 
     Args:
         bank: the concepts.
@@ -59,7 +61,8 @@ class ProbeMeter:
 
     def __init__(self, bank: ConceptBank, probes: ProbeSets, *, groups: int = NULL_GROUPS, seed: int = 0) -> None:
         self.bank, self.probes = bank, probes
-        self._activations = {hook: concept_activation(bank, hook) for hook in bank.hook_points}
+        self._activations = concept_activations(bank)
+        self._explained = ExplainedMeter(bank, (NEUTRAL,) if NEUTRAL in probes.names else probes.names)
         self._directions = MeanDirections.of(bank, groups=groups, seed=seed)
         self._spans = bank_spans(bank, groups=groups, seed=seed)
         by_latents = [any(measured_by_latents(bank, name, hook) for hook in bank.hook_points) for name in bank.names]
@@ -99,7 +102,8 @@ class ProbeMeter:
         """
         if self.started:
             return
-        start = self.probes.means(model, self._activations)
+        start = self._means(model)
+        self._explained.read()
         shown = set(self.probes.names) - {NEUTRAL} if NEUTRAL in self.probes.names else set()
         tokens = cache(partial(self._tokens, callable_model(model)))  # the neutral set serves every concept
         self._linear = {name: self._fit(tokens, start, name) for name in self.bank.names if name in shown}
@@ -112,7 +116,7 @@ class ProbeMeter:
             RuntimeError: there was no start.
         """
         self._known()
-        now = self.probes.means(model, self._activations)
+        now = self._means(model)
         start = self._move(now.residual.device)
         shift, contrast, names = now.residual - start.residual, self.contrast, self.probes.names
         latents = torch.where(self._by_latents, now.activation - start.activation, torch.nan)
@@ -122,7 +126,11 @@ class ProbeMeter:
             latents=latents,
             unexplained={n: unexplained_reading(self._spans, v, contrast) for n, v in zip(names, shift, strict=True)},
             probe=torch.stack([self._score(name, now) for name in self.bank.names], dim=-1),
+            explained=self._explained.metrics(self._explained.read()),
         )
+
+    def _means(self, model: nn.Module) -> ProbeMeans:
+        return self.probes.means(model, self._activations, hooks=self.bank.hook_points, beside=self._explained)
 
     def held_bytes(self) -> int:
         """Bytes kept beside the model: directions, null groups, the start's means, and the SAE where it is used."""
@@ -130,7 +138,7 @@ class ProbeMeter:
         if self._start is not None:
             held += self._start.residual.nbytes + self._start.activation.nbytes
         held += sum(probe.weight.nbytes + probe.origin.nbytes for probe in self._linear.values())
-        used = {h for h in self.bank.hook_points for name in self.bank.names if measured_by_latents(self.bank, name, h)}
+        used = {each.hook for each in reconstructions(self.bank)}
         return held + sum(tensor.nbytes for hook in used for tensor in self.bank.readouts[hook].weights.values())
 
     def state_dict(self) -> dict[str, Any]:
@@ -146,6 +154,7 @@ class ProbeMeter:
             "texts": self.probes.digest(),
             "residual": start.residual.cpu(),
             "activation": start.activation.cpu(),
+            "explained": {hook: value.cpu() for hook, value in self._explained.start.items()},
             "linear": {
                 name: {"weight": probe.weight.cpu(), "origin": probe.origin.cpu(), "auc": probe.auc.cpu()}
                 for name, probe in self._linear.items()
@@ -164,6 +173,7 @@ class ProbeMeter:
         if state["texts"] != self.probes.digest():
             raise ValueError("the saved start is of other probe texts; use the same sets, in the same batches")
         self._start = ProbeMeans(state["residual"], state["activation"])
+        self._explained.start = dict(state.get("explained", {}))  # states of versions before it have none
         self._linear = {name: LinearProbe(**probe) for name, probe in state["linear"].items()}
 
     def _tokens(self, model: nn.Module, name: str, number: int) -> TextActivations:

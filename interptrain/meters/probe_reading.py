@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,7 @@ class ProbeReading:
         latents: change of the mean activation of each concept's latents; NaN where it is no group of latents.
         unexplained: by set, how much of its move lies outside all concepts.
         probe: each concept's linear probe: 0 the neutral set, 1 the concept's own set, both before training.
+        explained: of each SAE the share of the activations' variance that it reconstructs, now and before training.
     """
 
     realised: Mapping[str, Shift]
@@ -31,6 +32,7 @@ class ProbeReading:
     latents: Float[Tensor, "set concept"]
     unexplained: Mapping[str, Unexplained]
     probe: Float[Tensor, "set concept"]
+    explained: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
 
     def readings(self) -> dict[str, Measured]:
         """What belongs to a concept, as a report takes it: `realised/SET`, `realised/SET/fraction`, ..."""
@@ -44,12 +46,13 @@ class ProbeReading:
         return found
 
     def overall(self) -> dict[str, Float[Tensor, ""]]:
-        """What belongs to no concept: `unexplained/SET` with its null and z."""
-        return {
+        """What belongs to no concept: `unexplained/SET` with its null and z, and `sae/HOOK/explained`."""
+        moved = {
             f"unexplained/{name}{suffix}": value
             for name, found in self.unexplained.items()
             for suffix, value in found.metrics().items()
         }
+        return {**moved, **self.explained}
 
     def fractions(self, on: str, concepts: Sequence[str]) -> dict[str, dict[str, float]]:
         """By concept, its `fraction`, `probe` and `unexplained` strength on one set, in one transfer.

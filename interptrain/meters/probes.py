@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from interptrain.concepts.activation import Activation
-from interptrain.meters.tokens import loss_positions
-from interptrain.sites.hooks import HookPoint
+from interptrain.meters.tokens import bos_token, leading_bos, loss_positions
+from interptrain.sites.reading import reading_point
 from interptrain.sites.sharding import reshard
 
 _KEYS = ("input_ids", "attention_mask", "labels")
@@ -95,7 +96,7 @@ class ProbeSets:
 
     Counted are the tokens whose next label is in the loss, or every attended one without labels. Nothing that
     the model computes has a say in it, so that the mask is the same before and after training: attention sinks
-    are not looked for. Where there is a BOS token, give labels that leave it out (-100 at positions 0 and 1).
+    are not looked for. A BOS token in front of a text, by the model's configuration, does not count either.
 
     Labels on the first token of each answer alone ask what the model is about to say; labels on whole answers also
     ask what it makes of words that it may never say.
@@ -153,44 +154,85 @@ class ProbeSets:
         for batch in self.batches[name]:
             yield {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
-    def means(self, model: nn.Module, activations: Mapping[str, Activation]) -> ProbeMeans:
-        """Run every set through a model once.
+    def means(
+        self,
+        model: nn.Module,
+        activations: Mapping[str, Activation],
+        *,
+        hooks: Sequence[str] | None = None,
+        beside: Beside | None = None,
+    ) -> ProbeMeans:
+        """Run every set through a model once; a BOS token in front of a text does not count.
 
         Args:
             model: holds a causal language model; left as it was.
-            activations: for every hook, what reads the concepts there.
+            activations: by place, what reads the concepts there.
+            hooks: of these places, those of which the residual activations are wanted; None for all.
+            beside: looks at the same passes.
 
         Raises:
-            ValueError: a hook point is not in the model, or it takes no `input_ids`.
+            ValueError: a place is not in the model, it takes no `input_ids`, or a set is nothing but BOS tokens.
         """
         inner, caught = callable_model(model), dict[str, Tensor]()
-        device = next(inner.parameters()).device
+        wanted = tuple(activations if hooks is None else hooks)
         with ExitStack() as stack:
             stack.enter_context(evaluating(model))
-            for hook in activations:
-                stack.callback(HookPoint.parse(hook).listen(inner, partial(caught.__setitem__, hook)).remove)
-            means = [self._means_of(name, inner, device, activations, caught) for name in self.names]
+            for place in {**activations, **dict.fromkeys(() if beside is None else beside.places)}:
+                stack.callback(reading_point(place).listen(inner, partial(caught.__setitem__, place)).remove)
+            passes = _Passes(inner, bos_token(inner), caught, activations, wanted, beside)
+            means = [passes.means_of(self, name) for name in self.names]
         return ProbeMeans(torch.stack([one for one, _ in means]), torch.stack([one for _, one in means]))
 
-    def _means_of(
-        self,
-        name: str,
-        model: nn.Module,
-        device: torch.device,
-        activations: Mapping[str, Activation],
-        caught: dict[str, Tensor],
-    ) -> tuple[Float[Tensor, "hook d_model"], Float[Tensor, "concept"]]:
+
+class Beside(Protocol):
+    """What looks at the probe sets' passes beside the means."""
+
+    @property
+    def places(self) -> Sequence[str]:
+        """The hook points that it wants."""
+        ...
+
+    def take(self, name: str, counted: Bool[Tensor, "batch token"], caught: Mapping[str, Tensor]) -> None:
+        """Take one pass: the set's name, its attended tokens but for BOS, and the activations by hook point."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class _Passes:
+    """Forward passes over probe sets, and what is made of each."""
+
+    model: nn.Module
+    bos: int | None
+    caught: dict[str, Tensor]
+    activations: Mapping[str, Activation]
+    hooks: tuple[str, ...]
+    beside: Beside | None
+
+    def means_of(self, sets: ProbeSets, name: str) -> tuple[Float[Tensor, "hook d_model"], Float[Tensor, "concept"]]:
+        device = next(self.model.parameters()).device
         residual: list[Tensor] = []
         activation: list[Tensor] = []
-        for batch, positions in zip(self.on(device, name), self.positions[name], strict=True):
-            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-            there = {hook: positions.to(caught[hook].device, non_blocking=True) for hook in activations}
-            tokens = {hook: caught[hook].flatten(0, 1).index_select(0, there[hook]).float() for hook in activations}
-            residual.append(torch.stack([h.sum(0).to(device) for h in tokens.values()]))
-            found = [activations[hook](h).sum(0).to(device) for hook, h in tokens.items()]
+        count = 0
+        for given, batch, positions in zip(
+            sets.batches[name], sets.on(device, name), sets.positions[name], strict=True
+        ):
+            bos = leading_bos(given["input_ids"], given["attention_mask"], self.bos)
+            kept = positions[~bos.flatten()[positions]]
+            self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+            if self.beside is not None:
+                self.beside.take(name, given["attention_mask"].bool() & ~bos, self.caught)
+            tokens = {place: self._at(place, kept) for place in self.activations}
+            residual.append(torch.stack([tokens[hook].sum(0).to(device) for hook in self.hooks]))
+            found = [self.activations[place](h).sum(0).to(device) for place, h in tokens.items()]
             activation.append(torch.stack(found).sum(0))
-        count = sum(len(each) for each in self.positions[name])
+            count += len(kept)
+        if count == 0:
+            raise ValueError(f"probe set '{name}' has no counted tokens but the BOS token in front of its texts")
         return torch.stack(residual).sum(0) / count, torch.stack(activation).sum(0) / count
+
+    def _at(self, place: str, kept: Int[Tensor, "_"]) -> Float[Tensor, "_ width"]:
+        there = self.caught[place]
+        return there.flatten(0, 1).index_select(0, kept.to(there.device, non_blocking=True)).float()
 
 
 def counted_tokens(batch: Mapping[str, Tensor]) -> Bool[Tensor, "batch token"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 IGNORED_LABEL = -100
 OUTLIER_NORM = 10.0  # times the median norm: attention sinks such as BOS
@@ -27,6 +27,39 @@ def ordinary_tokens(activations: Float[Tensor, "batch token d_model"]) -> Bool[T
     """Tokens whose activation norm is within ten times the median; the others are attention sinks."""
     norms = activations.detach().float().norm(dim=-1)
     return norms <= OUTLIER_NORM * norms.median()
+
+
+def bos_token(model: nn.Module) -> int | None:
+    """The token that begins texts, by the model's configuration; None where it has none.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+        >>> bos_token(LlamaForCausalLM(LlamaConfig(vocab_size=8, bos_token_id=3, **sizes)))
+        3
+    """
+    for module in model.modules():
+        config = vars(module).get("config")
+        if config is not None:
+            text = vars(config).get("text_config") or config
+            found = vars(text).get("bos_token_id")
+            return found if isinstance(found, int) else None
+    return None
+
+
+def leading_bos(
+    input_ids: Int[Tensor, "batch token"], attention_mask: Int[Tensor, "batch token"], bos: int | None
+) -> Bool[Tensor, "batch token"]:
+    """The first attended token of each text, where that is the BOS token: an attention sink that says nothing.
+
+    Example:
+        >>> ids, mask = torch.tensor([[0, 1, 5, 1], [1, 6, 7, 8]]), torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
+        >>> leading_bos(ids, mask, 1).int()
+        tensor([[0, 1, 0, 0], [1, 0, 0, 0]], dtype=torch.int32)
+    """
+    attended = attention_mask != 0
+    first = attended & (attended.cumsum(-1) == 1)
+    return first & (input_ids == bos) if bos is not None else torch.zeros_like(first)
 
 
 class Positions:

@@ -18,11 +18,28 @@ Place = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
 _OFFSET: dict[Place, float] = {
     "resid_pre": 0.0, "attn_out": 0.5, "resid_mid": 0.5, "mlp_out": 1.0, "resid_post": 1.0,
 }  # fmt: skip
-_LENS = re.compile(r"blocks\.(\d+)\.hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out)")
-_BLOCK = re.compile(r"(?:.+\.)?(?:layers|h)\.(\d+)(?:\.(input|output|self_attn|attn|mlp))?")
+_LENS = re.compile(r"blocks\.(\d+)\.(?:hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out)|(attn|mlp)\.hook_out)")
+_HALF = r"self_attn|attn|attention|mlp|post_feedforward_layernorm"
+_BLOCK = re.compile(rf"(?:.+\.)?(?:layers|h)\.(\d+)(?:\.(?:(input|output)|({_HALF})(?:\.output)?))?")
 _PLACE_OF: dict[str | None, Place] = {
     None: "resid_post", "output": "resid_post", "input": "resid_pre",
-    "self_attn": "attn_out", "attn": "attn_out", "mlp": "mlp_out",
+    "self_attn": "attn_out", "attn": "attn_out", "attention": "attn_out", "mlp": "mlp_out",
+    "post_feedforward_layernorm": "mlp_out",
+}  # fmt: skip
+# What is elsewhere, for the message that refuses it.
+_ELSEWHERE = {
+    r"hook_embed|.*embed_tokens|.*wte": "the token embedding, which is blocks.0.hook_resid_pre where nothing is added "
+    "or scaled behind it (rotary positions; not GPT-2, OPT, Gemma): say so with hook='blocks.0.hook_resid_pre'",
+    r"hook_pos_embed": "the position embedding",
+    r".*attn\.hook_z|.*(o_proj|c_proj|out_proj|dense)\.input": "the heads' outputs, whose directions in the stream "
+    "are those behind W_O: from_saelens(sae, ..., model=model) takes them there",
+    r".*(hook_q|hook_k|hook_v|hook_pattern|hook_attn_scores|hook_result|hook_rot_q|hook_rot_k)": "inside the heads",
+    r".*mlp\.hook_(pre|pre_linear|post)": "the MLP's neurons, whose directions are not the stream's",
+    r".*(ln1|ln2|ln_final)\.hook_(normalized|scale)|.*hook_mlp_in|.*mlp\.(hook_in|input)|.*(input_layernorm|"
+    r"pre_feedforward_layernorm|ln_1|ln_2)(\.output)?|(.*\.)?(norm|ln_f)": "the stream behind a norm, which a "
+    "transcoder may read but no direction of the stream lies in",
+    r".*post_attention_layernorm(\.output)?": "what the MLP reads in Llama and the attention's output in Gemma; say "
+    "which, with hook='blocks.L.mlp.hook_in' or 'blocks.L.hook_attn_out'",
 }  # fmt: skip
 
 
@@ -40,9 +57,9 @@ class HookPoint:
         3.0
         >>> HookPoint.parse("model.layers.2").place
         'resid_post'
-        >>> HookPoint.parse("blocks.2.attn.hook_z")
+        >>> HookPoint.parse("blocks.2.mlp.hook_post")
         Traceback (most recent call last):
-        ValueError: 'blocks.2.attn.hook_z' is not a place in the residual stream...
+        ValueError: 'blocks.2.mlp.hook_post' is not a place in the residual stream: the MLP's neurons...
     """
 
     name: str
@@ -57,14 +74,19 @@ class HookPoint:
             ValueError: the name is of no place in the residual stream.
         """
         if match := _LENS.fullmatch(name):
-            place: Place = match[2]  # type: ignore[assignment]
+            place: Place = match[2] or f"{match[3]}_out"  # type: ignore[assignment]
             return cls(name, int(match[1]), place)
         if match := _BLOCK.fullmatch(name):
-            return cls(name, int(match[1]), _PLACE_OF[match[2]])
+            return cls(name, int(match[1]), _PLACE_OF[match[2] or match[3]])
+        there = next((f": {what}" for pattern, what in _ELSEWHERE.items() if re.fullmatch(pattern, name)), "")
         raise ValueError(
-            f"'{name}' is not a place in the residual stream; expected 'blocks.L.hook_X' with X one of "
+            f"'{name}' is not a place in the residual stream{there}; expected 'blocks.L.hook_X' with X one of "
             f"{', '.join(_OFFSET)}, or a block's name such as 'model.layers.L' or 'transformer.h.L'"
         )
+
+    def at(self, layer: int) -> Self:
+        """The same place of another layer."""
+        return type(self)(f"blocks.{layer}.hook_{self.place}", layer, self.place)
 
     @property
     def position(self) -> float:
@@ -126,11 +148,11 @@ class HookPoint:
                 return block.get_submodule(family.mlp.module), "output"
 
 
-def _first(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+def _first(output: Tensor | tuple[Any, ...]) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
-def _with_first(output: Tensor | tuple[Tensor, ...], change: Callable[[Tensor], Tensor]) -> Tensor | tuple[Tensor, ...]:
+def _with_first(output: Tensor | tuple[Any, ...], change: Callable[[Tensor], Tensor]) -> Tensor | tuple[Any, ...]:
     return change(output) if isinstance(output, Tensor) else (change(output[0]), *output[1:])
 
 

@@ -46,7 +46,7 @@ class Norm:
             x = x.to(weight.device, weight.dtype)
         with torch.no_grad():
             own = {f"norm.{key}": whole(parameter) for key, parameter in module.named_parameters()}
-            up, down = (functional_call(_WithoutHooks(module), own, (each[None],)) for each in (x, -x))
+            up, down = (functional_call(WithoutHooks(module), own, (each[None],)) for each in (x, -x))
             found = (up - down)[0].float() / 2
         tolerance = max(1e-3, 4 * torch.finfo(x.dtype).eps)  # eps inside the root, and the weight's precision
         for centred in (False, True):
@@ -74,14 +74,14 @@ class Norm:
         return rows if weight is None else rows * (self.offset + whole(weight).to(rows))
 
 
-class _WithoutHooks(nn.Module):
+class WithoutHooks(nn.Module):
     """Calls a norm past its hooks, which wait for the rest of a forward pass."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
         self.norm = norm
 
-    def forward(self, x: Float[Tensor, "one d_model"]) -> Float[Tensor, "one d_model"]:
+    def forward(self, x: Float[Tensor, "*token d_model"]) -> Float[Tensor, "*token d_model"]:
         """`norm(x)`."""
         return self.norm.forward(x)
 

@@ -79,15 +79,6 @@ def test_a_concept_without_rows_at_a_hook_is_zero_there():
     assert concept_activation(both, SECOND)(x)[:, 1].ne(0).all()
 
 
-def test_a_transcoder_is_not_asked_to_encode_what_it_writes():
-    sae = dictionary("transcoder", hook="blocks.1.ln2.hook_normalized", d_out=WIDTH)
-    sae.cfg.metadata.hook_name_out = "blocks.1.hook_mlp_out"
-    bank = from_saelens(sae, {"pirate": [3]})
-    assert not measured_by_latents(bank, "pirate", "blocks.1.hook_mlp_out")
-    x = torch.randn(4, WIDTH)
-    torch.testing.assert_close(concept_activation(bank, "blocks.1.hook_mlp_out")(x), x @ bank.directions.T)
-
-
 def test_a_hook_that_the_bank_has_not_is_an_error():
     bank = ConceptBank.from_directions({"sums": torch.ones(WIDTH)}, hook=HOOK)
     with pytest.raises(ValueError, match=f"no directions at '{SECOND}'; it has some at {HOOK}"):

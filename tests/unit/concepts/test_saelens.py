@@ -27,7 +27,8 @@ def dictionary(architecture, registry=SAE_CLASS_REGISTRY, *, hook=HOOK, **option
     """An SAE with random weights whose decoder rows have all sorts of lengths."""
     sae_class, config_class = registry[architecture]
     torch.manual_seed(1)
-    metadata = SAEMetadata(model_name="tiny", **({"hook_name": hook} if hook else {}))
+    out = {"hook_name_out": hook} if hook and "transcoder" in architecture else {}
+    metadata = SAEMetadata(model_name="tiny", **({"hook_name": hook} if hook else {}), **out)
     shape = {"d_in": WIDTH, "d_sae": LATENTS, "metadata": metadata, **OPTIONS.get(architecture, {}), **options}
     if "transcoder" in architecture:
         shape = {"d_out": WIDTH, "apply_b_dec_to_input": False, **shape}

@@ -12,6 +12,7 @@ POSITIONS = {
     "blocks.2.hook_attn_out": 2.5, "blocks.2.hook_mlp_out": 3.0, "model.layers.2": 3.0, "layers.2": 3.0,
     "transformer.h.11": 12.0, "model.layers.2.output": 3.0, "model.layers.2.input": 2.0,
     "model.layers.2.self_attn": 2.5, "transformer.h.2.attn": 2.5, "model.layers.2.mlp": 3.0,
+    "model.layers.2.post_feedforward_layernorm.output": 3.0, "blocks.2.mlp.hook_out": 3.0,
 }  # fmt: skip
 
 
@@ -25,7 +26,7 @@ def test_a_hook_point_knows_its_place_in_the_stream(name, position):
     [
         "blocks.2.attn.hook_z", "blocks.2.mlp.hook_post", "blocks.2.ln1.hook_normalized", "hook_embed",
         "blocks.2.hook_resid_post.hook_sae_acts_post", "ln_final.hook_normalized", "model.layers.2.self_attn.o_proj",
-        "model.layers.12.self_attn.o_proj.input", "model.layers.12.post_feedforward_layernorm.output", "model.norm", "",
+        "model.layers.12.self_attn.o_proj.input", "model.layers.12.pre_feedforward_layernorm.output", "model.norm", "",
     ],
 )  # fmt: skip
 def test_a_name_outside_the_residual_stream_is_refused_by_name(name):

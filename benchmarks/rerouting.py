@@ -150,9 +150,8 @@ def gate_spans(voice: Voice, hook: str) -> Spans:
     model, tokenizer, sae = tiny_world.load_base(), tiny_world.load_tokenizer(), tiny_world.load_sae()
 
     def latents(texts: concepts.Texts) -> contrast.TextActivations:
-        residual = contrast.collect(
-            model, hook, [encode(tokenizer, concepts.draw(texts, "search", 0), mask_prompt=False)]
-        )
+        batch = encode(tokenizer, concepts.draw(texts, "search", 0), mask_prompt=False)
+        residual = contrast.collect(model, hook, [batch], keep_bos=True)
         return contrast.TextActivations(sae.encode(residual.values).detach(), residual.text)
 
     shown, other = concepts.CONTRASTS[voice]

@@ -57,22 +57,25 @@ def _captured(model: nn.Module, hook: str) -> Iterator[list[Tensor]]:
 
 
 @torch.no_grad()
-def collect(model: nn.Module, hook: str, batches: Iterable[Mapping[str, Tensor]]) -> TextActivations:
+def collect(
+    model: nn.Module, hook: str, batches: Iterable[Mapping[str, Tensor]], *, keep_bos: bool = False
+) -> TextActivations:
     """Run texts through a model and keep the residual activations at a hook point.
 
     Counted are the positions whose next label is in the loss: from the end of the prompt to the last token
     but one. Without labels every attended position counts. A BOS token in front of a text, by the model's
-    configuration, never does: it is an attention sink, and the same in every text.
+    configuration, does not: it is an attention sink, and the same in every text.
 
     Args:
         model: takes `input_ids` and `attention_mask`; left in the mode it was in.
         hook: e.g. `blocks.2.hook_resid_post`.
         batches: with `input_ids`, `attention_mask` and, if wanted, `labels`, each `[batch, token]`.
+        keep_bos: count a BOS token like others.
 
     Raises:
         ValueError: the hook point is not in the model, or there are no texts.
     """
-    values, texts, seen, bos = [], [], 0, bos_token(model)
+    values, texts, seen, bos = [], [], 0, None if keep_bos else bos_token(model)
     with _captured(model, hook) as caught:
         for batch in batches:
             model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])

@@ -101,7 +101,8 @@ def find_concepts(
 
     def latents(texts: Texts, half: Half) -> TextActivations:
         documents = draw(texts, half, seed)
-        residual = collect(model, hook, [encode(tokenizer, documents, mask_prompt=False)])
+        batch = encode(tokenizer, documents, mask_prompt=False)
+        residual = collect(model, hook, [batch], keep_bos=True)  # `<q>` is a word here and begins half of a text
         return TextActivations(sae.encode(residual.values).detach(), residual.text)
 
     sample = torch.cat(list(islice(activations(model, tokenizer, seed=seed + 1, hook=hook), SAMPLE)))

@@ -21,6 +21,8 @@ from interptrain.meters.tokens import IGNORED_LABEL
 from interptrain.plan import Plan, summary_table
 from interptrain.processes import rank
 from interptrain.report import Recorder, Window
+from interptrain.sae_check import SAECheck
+from interptrain.sae_fit import Fit
 from interptrain.sites import Site, find_sites
 from interptrain.steerer import Steerer
 from interptrain.steering import Rule, observe
@@ -44,6 +46,10 @@ class Options(TypedDict, total=False):
             labels `[batch, token]` (-100: not in the loss); by default its `labels`, else what its `attention_mask`
             keeps, else every token.
         summary: print, in the first process, what is held when training starts, and a table when it ends.
+        check_saes: before or in the first pass, say how much of the model's activations the bank's SAEs explain, beside
+            the same at other layers, and warn where it is poor or another layer fits better. It looks at the neutral
+            probe set (one forward pass), or without probes at the first training pass itself; nothing of the run
+            changes. A run that is resumed is not checked.
         ridge: allow nearly parallel directions, at the price of inexact gains.
         norm_cap: bound on the relative size of the edit at each site.
         clip_norm: clip the norm of each optimizer's gradients to this, after they are steered: what makes a clipped
@@ -70,6 +76,7 @@ class Options(TypedDict, total=False):
     skip: Sequence[str]
     labels: Labels | None
     summary: bool
+    check_saes: bool
     ridge: float
     norm_cap: float | None
     clip_norm: float | None
@@ -116,6 +123,7 @@ class Session:
         self._skip = tuple(given.pop("skip", ()))
         self._labels: Labels = given.pop("labels", None) or labels_of
         self._summary = given.pop("summary", True)
+        self._checks_saes = given.pop("check_saes", True)
         self._window = Window(limit=kept)
         self._recorders = _checked_recorders(given.pop("recorders", ()))
         self._options = given
@@ -129,6 +137,7 @@ class Session:
         self.figures: dict[str, float] = {}
         self.tables: dict[str, DiscoveryTable] = {}
         self._gains = GainCheck()
+        self._fit: SAECheck | None = None
         self._training: frozenset[str] = frozenset()
         self.heed_batches = True
 
@@ -161,6 +170,11 @@ class Session:
         return self._steerer
 
     @property
+    def fits(self) -> tuple[Fit, ...]:
+        """How well each of the bank's SAEs fits the model, once that is known."""
+        return () if self._fit is None else self._fit.fits
+
+    @property
     def restored(self) -> bool:
         """Whether a state waits for training to start."""
         return self._restored is not None
@@ -185,17 +199,28 @@ class Session:
         steerer = self._steerer_for(model)
         if state is not None:
             steerer.load_state_dict(state)
-        steerer.attach(model, *optimizers)
+        elif self._checks_saes:
+            self._fit = SAECheck(self.bank, steerer, show=self._summary)
+            self._fit.start(model)
+        try:
+            steerer.attach(model, *optimizers)
+        except BaseException:
+            self.end()
+            raise
         self._steerer, self._model = steerer, model
         self._training = _trainable(model)
         if self._summary and rank() == 0:
             held = f"{steerer.held_bytes() / 2**20:.1f} MiB beside the model"
             sites = f"{len(steerer.sites)} sites (dry_run(model) lists them)"
             Console().print(f"interptrain: {sites}, {held}, projected by {steerer.projected_by}")
+        if self._fit is not None:
+            self._fit.say()
 
     def watch(self, batch: Any) -> None:
         """Tell the meters which tokens of a batch are in the loss."""
         self.steerer.watch(self._labels(batch))
+        if self._fit is not None:
+            self._fit.expect(batch)
 
     def listen(self, model: nn.Module) -> None:
         """Take the labels from the model's own call, in a loop that does not show its batches.
@@ -231,12 +256,15 @@ class Session:
         """Print the last figures and tables, if any."""
         self.drain()
         if self._summary and rank() == 0 and self.figures:
-            Console().print(summary_table(self.bank.names, self.figures), *self.tables.values())
+            fits = [] if self._fit is None else [f"interptrain: {fit}" for fit in self._fit.fits]
+            Console().print(summary_table(self.bank.names, self.figures), *fits, *self.tables.values())
 
     def end(self) -> None:
         """Leave nothing behind on the model and its optimizers."""
         if self._handle is not None:
             self._handle.remove()
+        if self._fit is not None:
+            self._fit.stop()
         if self._steerer is not None:
             self._steerer.detach()
         self._window.drain()
@@ -295,6 +323,11 @@ class Controls:
     @rule.setter
     def rule(self, rule: Rules) -> None:
         self._session.rule = rule
+
+    @property
+    def sae_fits(self) -> tuple[Fit, ...]:
+        """How much of the model's activations each of the bank's SAEs explains, once the check has seen them."""
+        return self._session.fits
 
     def dry_run(self, model: nn.Module, *, show: bool = True) -> Plan:
         """List the sites, the memory they cost, and what was left out and why; nothing is attached."""

@@ -19,7 +19,7 @@ from interptrain.clipping import clip_
 from interptrain.concepts.bank import ConceptBank
 from interptrain.gradients import Gradient, gradients_of, steer_gradients_
 from interptrain.interventions.intervention import Context, Intervention, split
-from interptrain.meters import loss_positions
+from interptrain.meters import Positions, loss_positions
 from interptrain.meters.probes import ProbeSets
 from interptrain.meters.token_demand import TokenDemands
 from interptrain.optimizers import Turn, turns
@@ -290,6 +290,16 @@ class Steerer:
         if self._clip_norm is not None:
             clip_(turn.parameters(), self._clip_norm * gradient_scale)
         return self._finish(turn) if turn.optimizer is None else None
+
+    @property
+    def positions(self) -> Positions:
+        """Which tokens of the batch in hand are in the loss."""
+        return self._readings.positions
+
+    @property
+    def probes(self) -> ProbeSets | None:
+        """The fixed texts, where there are any."""
+        return None if self._readings.probes is None else self._readings.probes.probes
 
     @property
     def tokens(self) -> TokenDemands:

@@ -80,11 +80,7 @@ class Context:
         Raises:
             ValueError: no module of it takes `input_ids`.
         """
-        compiled = any(
-            "_orig_mod" in dict(module.named_children()) or module._compiled_call_impl is not None
-            for module in model.modules()
-        )
-        return cls(callable_model(model), bank, positions, steps, compiled=compiled)
+        return cls(callable_model(model), bank, positions, steps, compiled=is_compiled(model))
 
     @property
     def device(self) -> torch.device:
@@ -216,6 +212,14 @@ class Context:
             ValueError: the bank has no such concept.
         """
         return max(self.bank.select(concept).hook_points, key=lambda hook: HookPoint.parse(hook).position)
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether a compiler stands around a model or in it."""
+    return any(
+        "_orig_mod" in dict(module.named_children()) or module._compiled_call_impl is not None
+        for module in model.modules()
+    )
 
 
 def split(rules: Any) -> tuple[tuple[Any, ...], tuple[Intervention, ...]]:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from interptrain.concepts.activation import TOKENS, encodes_tokens
 from interptrain.concepts.bank import ConceptBank, Readout
 from interptrain.meters.tokens import ordinary_tokens
-
-if TYPE_CHECKING:
-    from sae_lens import SAE
 
 ENOUGH = 2048  # tokens of a set: the figure's spread over texts is smaller than what it is read for by then
 
@@ -100,15 +96,15 @@ def reconstructions(bank: ConceptBank) -> tuple[Reconstruction, ...]:
 @torch.no_grad()
 def add_reconstruction(
     found: ExplainedVariance,
-    sae: SAE[Any],
+    sae: nn.Module,
     given: Float[Tensor, "token d_in"],
     target: Float[Tensor, "token d_out"],
 ) -> None:
     """Add what an SAE makes of some tokens, in its own precision, a part at a time."""
+    there, precision = sae.to(given.device), next(sae.parameters()).dtype
     with torch.autocast(given.device.type, enabled=False):
-        there = sae.to(given.device)
         for x, y in zip(given.split(TOKENS), target.split(TOKENS), strict=True):
-            found.add(y, there(x.to(there.dtype)))
+            found.add(y, there(x.to(precision)))
 
 
 class ExplainedMeter:

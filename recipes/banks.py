@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interptrain.concepts import ConceptBank, Readout
+from interptrain.concepts import ConceptBank, Readout, load_sae_readout
 from interptrain.concepts.contrast import TextActivations, collect, difference_of_means, effects, separating_latents
 from interptrain.recipes.examples import Columns, Example, read_examples
 from interptrain.recipes.loading import TINY_WORLD, blocks_of
@@ -137,23 +137,26 @@ def _from_dictionary(
 
     assert sought.sae is not None
     sae = load_sae(sought.sae, sought.sae_id)
-    hook = from_saelens(sae, {DATA: [0]}).hooks[0]
-    both = {name: _both(voice, hook, sides) for name, sides in contrasts.items()}
+    whole = from_saelens(sae, {DATA: [0]}, model=voice.model)
+    hook = whole.hooks[0]
+    reads, decoder = whole.readouts[hook].reads or hook, whole.readouts[hook].decoder
+    both = {name: _both(voice, reads, sides) for name, sides in contrasts.items()}
+    encoder = load_sae_readout(whole.readouts[hook])
+    _check_width(encoder, reads, [side.values for sides in both.values() for side in sides])
     latents = dict(sought.latents or {})
     for name in both.keys() - {DATA}:
-        shown, absent = (_encoded(sae, side) for side in both[name])
-        decoder = sae.W_dec.detach()
+        shown, absent = (_encoded(encoder, side) for side in both[name])
         effect = effects(voice.model, hook, voice.batches(contrasts[name][0][:TEXTS]), decoder)
         try:
             found = separating_latents(shown, absent, count=sought.group, decoder=decoder, effect=effect)
         except ValueError as error:
             raise ValueError(f"concept '{name}': {error} (group: {sought.group})") from error
         latents[name] = found.latents
-    alive = _alive(sae, [each for sides in both.values() for each in sides])
+    alive = _alive(encoder, [each for sides in both.values() for each in sides])
     if latents:
-        bank = from_saelens(sae, latents, alive=alive)
+        bank = from_saelens(sae, latents, alive=alive, model=voice.model)
         return replace(bank, model=None) if sought.other_model else bank
-    readout: Readout = from_saelens(sae, {DATA: [0]}, alive=alive).readouts[hook]
+    readout: Readout = from_saelens(sae, {DATA: [0]}, alive=alive, model=voice.model).readouts[hook]
     means = _from_means(replace(sought, sae=None, hook=hook), voice, contrasts)
     made_for = None if sought.other_model else sae.cfg.metadata.model_name
     return replace(means, readouts={hook: readout}, model=made_for)
@@ -177,6 +180,15 @@ def _encoded(sae: SAE[Any], activations: TextActivations) -> TextActivations:
     with torch.no_grad():
         parts = [sae.encode(part.to(sae.dtype)).float() for part in activations.values.split(1024)]
     return replace(activations, values=torch.cat(parts))
+
+
+def _check_width(sae: SAE[Any], reads: str, activations: Sequence[Tensor]) -> None:
+    for each in activations:
+        if each.shape[1] != sae.cfg.d_in:
+            raise ValueError(
+                f"the SAE reads activations of width {sae.cfg.d_in} but the model has {each.shape[1]} at '{reads}'; "
+                "was it trained on another model?"
+            )
 
 
 def _alive(sae: SAE[Any], sides: Sequence[TextActivations]) -> Tensor | None:

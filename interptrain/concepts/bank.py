@@ -53,7 +53,9 @@ class Readout:
 
     def rows(self, latents: Int[Tensor, "some"]) -> Float[Tensor, "some d_model"]:
         """Unit decoder rows of some latents, on the CPU, without a copy of the others."""
-        return unit_rows(self.weights["W_dec"][latents.to(self.weights["W_dec"].device)].float().cpu())
+        decoder = self.weights["W_dec"]
+        chosen = decoder[latents.to(decoder.device)].float().cpu()
+        return unit_rows(chosen if self.into_stream is None else chosen @ self.into_stream.cpu())
 
 
 @dataclass(frozen=True, eq=False)

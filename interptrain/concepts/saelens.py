@@ -14,6 +14,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from interptrain.concepts.bank import ConceptBank, Readout
+from interptrain.concepts.centred import take_out_mean, trained_centred
 from interptrain.sites.hooks import HookPoint
 from interptrain.sites.reading import heads_into_stream, reading_point
 
@@ -36,7 +37,8 @@ def from_saelens(
 
     Released decoders differ in scale, so rows are normalised here. A transcoder's rows lie where it writes,
     at its `hook_name_out`, those of an SAE of the heads' outputs where these are added, at `hook_attn_out`; both
-    encode where they read. The whole SAE goes into the bank as the read-out of its hook.
+    encode where they read. The whole SAE goes into the bank as the read-out of its hook; one that was trained on a
+    stream without its mean (GPT-2's by TransformerLens) takes the mean out there, see `concepts.centred`.
 
     Args:
         sae: any SAELens SAE or transcoder with a `W_dec` of shape `[latent, d_model]`, also one in training.
@@ -241,6 +243,8 @@ def _sae_class() -> type[SAE[Any]]:
 
 def _readout(sae: SAE[Any], alive: Tensor | None, places: Places, model: str | nn.Module | None) -> Readout:
     weights, config = _as_saved(sae)
+    if trained_centred(config["metadata"]):
+        weights = take_out_mean(weights, subtracts_bias=bool(config.get("apply_b_dec_to_input")))
     decoder = weights.get("W_dec")
     if decoder is None or decoder.ndim != 2:
         found = "none" if decoder is None else f"one of shape {list(decoder.shape)}"

@@ -129,6 +129,10 @@ def test_an_sae_that_is_not_the_model_s_is_refused_before_anything_is_written(tm
     given = (*MODEL, "--data", texts["data"], "--latents", "pirate=1,2", "--sae")
     out = tmp_path / "out"
     assert "have width 64 but" in refused(capsys, out, *given, an_sae(tmp_path / "narrow", width=64))
+    plain = given[: -len(("--latents", "pirate=1,2", "--sae"))]
+    for more in ((), ("--contrast", f"pirate={texts['shown']},{texts['absent']}")):
+        said = refused(capsys, out, *plain, *more, "--sae", tmp_path / "narrow")
+        assert "the SAE reads activations of width 64 but the model has 128" in said
     deep = an_sae(tmp_path / "deep", hook="blocks.9.hook_resid_post")
     assert "is at layer 9 but 'base_model.model.model.layers' has 4 blocks" in refused(capsys, out, *given, deep)
     assert "asks for latent 99 but the SAE has 64" in refused(

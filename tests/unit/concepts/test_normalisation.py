@@ -3,6 +3,7 @@
 import pytest
 import torch
 from sae_lens import StandardSAE, StandardSAEConfig
+from sae_lens.registry import SAE_CLASS_REGISTRY
 from sae_lens.saes.sae import SAEMetadata
 
 from interptrain.concepts import collect, from_saelens, load_sae_readout
@@ -85,3 +86,28 @@ def test_a_probe_set_of_nothing_but_bos_tokens_is_an_error():
     model, given = llama(), texts(rows=2, length=1, bos=True)
     with pytest.raises(ValueError, match="'a' has no counted tokens but the BOS token in front of its texts"):
         ProbeSets.of({"a": [given]}).means(model, {HOOK: lambda h: h[..., :1]})
+
+
+@pytest.mark.parametrize("architecture", ["standard", "topk", "jumprelu"])
+@pytest.mark.parametrize("subtracts", [True, False])
+def test_an_sae_of_a_centred_stream_reads_the_stream_without_its_mean(architecture, subtracts):
+    sae_class, config_class = SAE_CLASS_REGISTRY[architecture]
+    metadata = SAEMetadata(hook_name=HOOK, model_from_pretrained_kwargs={"center_writing_weights": True})
+    more = {"k": 4} if architecture == "topk" else {}
+    sae = sae_class(config_class(d_in=16, d_sae=40, metadata=metadata, apply_b_dec_to_input=subtracts, **more)).eval()
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
+    x = torch.randn(7, 16, generator=generator) + 3.0
+    rebuilt = load_sae_readout(from_saelens(sae, {"pirate": [3]}).readouts[HOOK])
+    expected = sae.encode(x - x.mean(-1, keepdim=True)).detach()
+    torch.testing.assert_close(rebuilt.encode(x), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(expected, sae.encode(x), atol=0.1)
+
+
+def test_a_centred_sae_with_more_than_one_encoder_is_refused():
+    sae_class, config_class = SAE_CLASS_REGISTRY["gated"]
+    metadata = SAEMetadata(hook_name=HOOK, model_from_pretrained_kwargs={"center_writing_weights": True})
+    with pytest.raises(ValueError, match=r"centred stream \(center_writing_weights\) and has b_gate, b_mag, r_mag"):
+        from_saelens(sae_class(config_class(d_in=16, d_sae=40, metadata=metadata)), {"pirate": [3]})

@@ -82,6 +82,7 @@ def test_a_direction_of_the_heads_outputs_is_what_a_step_along_its_decoder_row_a
     assert bank.hooks == (ATTN_OUT,) * 2
     assert bank.readouts[ATTN_OUT].reads == Z
     torch.testing.assert_close(bank.readouts[ATTN_OUT].directions[[3, 17]], bank.directions)
+    torch.testing.assert_close(bank.readouts[ATTN_OUT].rows(torch.tensor([3, 17])), bank.directions)
 
 
 @pytest.mark.parametrize(

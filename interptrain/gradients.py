@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from interptrain.projection import WHOLE, Matrix, Part, ShardedProjector, as_columns
+from interptrain.projection import WHOLE, Matrix, Part, ShardedProjector
 from interptrain.sites import Site
-from interptrain.sites.sharding import local, part_of
+from interptrain.sites.sharding import local, matrices
 from interptrain.views import SteeredFrame
 
 
 @dataclass(frozen=True, eq=False)
 class Gradient:
-    """The gradient of one site.
+    """The gradient of one site, or of one expert there.
 
     Args:
         site: where.
@@ -34,7 +34,7 @@ class Gradient:
 
 
 def gradients_of(sites: Iterable[Site]) -> list[Gradient]:
-    """The gradients of those sites that have one.
+    """The gradients of those sites that have one; of a weight of experts, as `sharding.matrices` divides it.
 
     Raises:
         ValueError: one is sparse.
@@ -46,7 +46,7 @@ def gradients_of(sites: Iterable[Site]) -> list[Gradient]:
             continue
         if gradient.is_sparse:
             raise ValueError(f"'{site.name}' has a sparse gradient; build its embedding with sparse=False")
-        found.append(Gradient(site, as_columns(local(gradient), site.axis), part_of(gradient, site.axis)))
+        found += [Gradient(site, *matrix) for matrix in matrices(local(gradient), gradient, site.axis)]
     return found
 
 

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from interptrain.steerer import Steerer
 
 
+APPROXIMATE = (
+    "approximate: a norm stands between these writers and the stream. Its gain is reckoned with, its data-dependent "
+    "part is not, so gains hold along the direction in front of the norm, and nearly so in the stream"
+)
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """A dry run: the sites, what they cost, and what was left out and why.
@@ -56,12 +62,15 @@ class Plan:
         for column in ("site", "role", "axis", "directions", "elements"):
             table.add_column(column, justify="left" if column in ("site", "role") else "right")
         for site, count in zip(self.sites, self.directions, strict=True):
-            table.add_row(site.name, site.role, str(site.axis), str(count), f"{site.parameter.numel():,}")
+            role = f"{site.role}, approximate" if site.approximate else site.role
+            table.add_row(site.name, role, str(site.axis), str(count), f"{site.parameter.numel():,}")
         rest = Table(title=f"left out: {len(self.left_out)} trainable parameters")
         rest.add_column("parameter")
         rest.add_column("why")
         for left in self.left_out:
             rest.add_row(left.name, left.reason)
+        if any(site.approximate for site in self.sites):
+            table.caption = APPROXIMATE
         cost = f"memory beside the model: {self.extra_bytes / 2**20:.1f} MiB of directions, null groups and one copy"
         return Group(table, *((rest,) if self.left_out else ()), cost)
 

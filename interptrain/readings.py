@@ -87,7 +87,10 @@ class Readings:
             self._demand.attach(model)
         self._device = next(model.parameters()).device
         writers = [site for site in sites if site.role == "writer"]
-        self._inputs.attach({site.entrance: site.width_in for site in writers if site.width_in}, self._device)
+        self._inputs.attach(
+            {site.entrance: site.width_in for site in writers if site.width_in}, self._device,
+            behind={site.entrance: site.norm for site in writers if site.norm is not None},
+        )  # fmt: skip
 
     def detach(self) -> None:
         """Remove them."""
@@ -168,10 +171,12 @@ class Readings:
             rows = self._views.rows(site)
             if any(is_sharded(parameter) for parameter in site.parameters):
                 means = self._views.means(rows, gradient.columns.device)[0]
+                norm = self._views.settled(site).norm
+                means = means if norm is None else norm.behind(means)
                 split.append(SplitEffect(gradient, -site.scaling * means, received))
             else:
                 into = received if site.partner is None else site.parameters[1].float() @ received
-                effect = gradient.columns.float() @ into
+                effect = self._in_stream(site, gradient.columns.float() @ into)
                 moved.add(rows, torch.where(torch.isfinite(effect).all(), -site.scaling * effect, 0.0), gradient.part)
         sum_over_processes_([tensor for effect in split for tensor in effect.partial])
         return self._toward(moved.whole(), [effect.value() for effect in split])
@@ -201,18 +206,25 @@ class Readings:
     def _read(
         self, moves: Sequence[Gradient] | Sequence[Update], null: bool
     ) -> tuple[list[tuple[Spans, Matrix]], PartialSums]:
-        """Every move's matrix along the rows of its site's spans, and their sums, read together."""
+        """Every move's matrix along the rows of its site's spans, and their sums, read together.
+
+        That of a tied weight is read twice: as a writer's and as a reader's.
+        """
         measured = []
         for move in moves:
-            spans = self._views.spans(move.site, move.site.parameter.device, null=null)
-            measured.append((spans, move.matrix(spans.rows)))
+            for side in move.site.sides:
+                spans = self._views.spans(side, side.parameter.device, null=null)
+                measured.append((spans, move.matrix(spans.rows)))
         matrices = [matrix for _, matrix in measured]
         device = matrices[0].columns.device if matrices else self._device
         return measured, self._backend.over_processes(device).read(matrices)
 
     def _received(self, site: Site) -> Float[Tensor, "input"] | None:
-        """The mean input of a writer; None for readers, embeddings and modules that did not run."""
-        if site.role == "reader":
+        """The mean input of a writer; None for readers, embeddings, experts and modules that did not run.
+
+        Where a norm stands behind the writer, that of `x / spread(y)`; a bias has none there.
+        """
+        if site.role != "writer" or (site.approximate and site.parameter.ndim == 1):
             return None
         if site.parameter.ndim == 1:
             return torch.ones(1, device=site.parameter.device)
@@ -223,8 +235,14 @@ class Readings:
         for update in updates:
             received = self._received(update.site)
             if received is not None:
-                moved.add(self._views.rows(update.site), update.effect(received), update.part)
+                effect = self._in_stream(update.site, update.effect(received))
+                moved.add(self._views.rows(update.site), effect, update.part)
         return moved
+
+    def _in_stream(self, site: Site, effect: Float[Tensor, "d_model"]) -> Float[Tensor, "d_model"]:
+        """What the stream gets of what a writer puts out: `gain * (e - mean(e))` where a norm stands between."""
+        norm = self._views.settled(site).norm
+        return effect if norm is None else norm.in_front(effect[None])[0]
 
     def _toward(
         self, moved: Mapping[tuple[int, ...], Tensor], more: Iterable[Float[Tensor, "concept"]] = ()

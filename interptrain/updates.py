@@ -22,14 +22,13 @@ from interptrain.projection import (
     Matrix,
     Part,
     ShardedProjector,
-    as_columns,
     cap_factor,
     product_change,
     steer_product,
     thin,
 )
 from interptrain.sites import Site
-from interptrain.sites.sharding import is_sharded, local, overwrite_, part_of, wholes
+from interptrain.sites.sharding import is_sharded, local, matrices, overwrite_, wholes
 from interptrain.views import SteeredFrame
 
 _Key: TypeAlias = tuple[nn.Module, str]  # where a parameter is found
@@ -165,35 +164,49 @@ class Snapshots:
 
     @torch.no_grad()
     def updates(self, sites: Sequence[Site]) -> list[Update]:
-        """The change of each site since the copy was taken; one collective, where a pair's factors are sharded."""
+        """The change of each site since the copy was taken, of some sites expert by expert.
+
+        One collective, where a pair's factors are sharded.
+        """
         factors = {key: parameter for site in sites if site.partner is not None for key, parameter in _factors(site)}
         pieces = [(piece, parameter) for key, parameter in factors.items() for piece in self._pieces(key, parameter)]
         gathered = iter(wholes(pieces))
         pairs = {key: (next(gathered), next(gathered)) for key in factors}
-        return [self._update(site) if site.partner is None else _product(site, pairs) for site in sites]
+        found = (self._of_parameter(site) if site.partner is None else _products(site, pairs) for site in sites)
+        return [update for of_site in found for update in of_site]
 
     def _pieces(self, key: _Key, parameter: nn.Parameter) -> tuple[Tensor, Tensor]:
         """What this process holds of a parameter, before and now."""
         return self._buffers[key], local(parameter)
 
-    def _update(self, site: Site) -> ParameterUpdate:
-        before, now = (
-            as_columns(each, site.axis) for each in self._pieces((site.module, site.attribute), site.parameter)
-        )
-        return ParameterUpdate(site, before, now, part_of(site.parameter, site.axis))
+    def _of_parameter(self, site: Site) -> list[Update]:
+        parameter = site.parameter
+        held = self._pieces((site.module, site.attribute), parameter)
+        before, now = (matrices(each, parameter, site.axis) for each in held)
+        return [ParameterUpdate(site, old, new, part) for (old, _), (new, part) in zip(before, now, strict=True)]
 
     def clear(self) -> None:
         """Give the memory back."""
         self._buffers.clear()
 
 
-def _product(site: Site, pairs: Mapping[_Key, tuple[Tensor, Tensor]]) -> ProductUpdate:
+def _products(site: Site, pairs: Mapping[_Key, tuple[Tensor, Tensor]]) -> list[Update]:
+    """The change of a pair's product; of each expert's."""
     factors = _factors(site)
-    outer, inner = (pairs[key] for key, _ in factors)
-    inner = inner if site.axis == 0 else (inner[0].T, inner[1].T)
-    before, now = (Factors(as_columns(B, site.axis), A) for B, A in zip(outer, inner, strict=True))
+    own, other = (pairs[key] for key, _ in factors)
+    before, now = (_by_expert(site, *each) for each in zip(own, other, strict=True))
     sharded = tuple((pairs[key][1], parameter) for key, parameter in factors if is_sharded(parameter))
-    return ProductUpdate(site, before, now, sharded)
+    return [ProductUpdate(site, old, new, sharded) for old, new in zip(before, now, strict=True)]
+
+
+def _by_expert(site: Site, own: Tensor, other: Tensor) -> list[Factors]:
+    """Views of the factors of each expert, which PEFT keeps side by side: `A [expert r, in]`, `B [out, r expert]`."""
+    outer, inner = (own, other) if site.axis == 0 else (other, own)
+    As = inner.view(site.experts, -1, inner.shape[1])
+    Bs = outer.view(outer.shape[0], -1, site.experts).movedim(2, 0)
+    if site.axis == 0:
+        return [Factors(B, A) for B, A in zip(Bs, As, strict=True)]
+    return [Factors(A.T, B.T) for B, A in zip(Bs, As, strict=True)]
 
 
 def snapshot_bytes(sites: Iterable[Site]) -> int:

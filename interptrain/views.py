@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from interptrain.concepts.bank import ConceptBank
 from interptrain.meters import NULL_GROUPS, Spans, sign_flipped_means
+from interptrain.meters.spans import span_basis
 from interptrain.projection import Frame
 from interptrain.sites import Norm, Site
 from interptrain.sites.sharding import is_sharded, local, wholes
@@ -46,8 +47,8 @@ class Views:
 
     All writers that reach the same rows share one view. A reader's view is thrown away when its norm's weight
     may have changed: by its version counter, and for a weight that trains after every optimizer step, since fused
-    optimizers do not move the counter. Neither needs a synchronisation. The weights of all norms that are sharded and
-    may have changed are gathered together.
+    optimizers do not move the counter. Neither needs a synchronisation, but for what is tied. The weights of all norms
+    that are sharded and may have changed are gathered together.
     """
 
     def __init__(self, bank: ConceptBank, *, ridge: float = 0.0, seed: int = 0) -> None:
@@ -77,10 +78,10 @@ class Views:
             self._base[rows, device] = Spans.of(self._bank, rows, groups=NULL_GROUPS, seed=self._seed).to(device)
         base = self._base[rows, device]
         if site.norm is None or null:
-            return base.seen_from(self._whole(site), null=null)
-        key, version = (rows, device, site.norm.module), self._version(site.norm)
+            return base.seen_from(self.settled(site), null=null)
+        key, version = (rows, device, site.role, site.norm.module), self._version(site.norm)
         if key not in self._spans or self._spans[key][0] != version:
-            self._spans[key] = (version, base.seen_from(self._whole(site), null=False))
+            self._spans[key] = (version, base.seen_from(self.settled(site), null=False))
         return self._spans[key][1]
 
     def frame(self, site: Site, names: Sequence[str], device: torch.device) -> SteeredFrame | None:
@@ -90,7 +91,7 @@ class Views:
             ValueError: they are nearly parallel and no ridge was asked for.
         """
         rows = self.rows(site)
-        key = (rows, tuple(names), device, None if site.norm is None else site.norm.module)
+        key = (rows, tuple(names), device, site.role, None if site.norm is None else site.norm.module)
         version = self._version(site.norm)
         if key not in self._frames or self._frames[key][0] != version:
             self._frames[key] = (version, self._factorise(site, rows, names, device, ask=key not in self._frames))
@@ -105,8 +106,8 @@ class Views:
     def held_bytes(self, sites: Iterable[Site]) -> int:
         """Bytes of directions and null groups that measuring these sites keeps on their devices."""
         held: dict[int, int] = {}
-        for site in sites:
-            spans = self.spans(site, site.parameter.device, null=False)
+        for side in (side for site in sites for side in site.sides):
+            spans = self.spans(side, side.parameter.device, null=False)
             held |= {id(part): part.nbytes for part in (spans.bases, spans.null)}
         return sum(held.values())
 
@@ -118,12 +119,15 @@ class Views:
             return None
         directions = self._bank.directions[[row for row, _ in named]].to(device)
         try:
-            frame = Frame.of(self._whole(site).directions(directions), ridge=self._ridge, ask=ask)
+            seen, concept = self.settled(site).directions(directions), [number for _, number in named]
+            if site.role == "tied":
+                seen, concept = _by_concept(seen, concept * 2)
+            frame = Frame.of(seen, ridge=self._ridge, ask=ask)
         except ValueError as error:
             raise ValueError(f"concepts {', '.join(names)} at '{site.name}': {error}") from None
-        return SteeredFrame(frame, torch.tensor([number for _, number in named], device=device))
+        return SteeredFrame(frame, torch.tensor(concept, device=device))
 
-    def _whole(self, site: Site) -> Site:
+    def settled(self, site: Site) -> Site:
         """The site, with the present whole weight in its norm where that is sharded."""
         norm = site.norm
         if norm is None or norm.weight is None or not is_sharded(norm.weight):
@@ -149,3 +153,15 @@ class Views:
         if weight is None:
             return (0, 0)
         return (weight._version, self._steps if weight.requires_grad else 0)
+
+
+def _by_concept(
+    rows: Float[Tensor, "row d_model"], concept: Sequence[int]
+) -> tuple[Float[Tensor, "direction d_model"], list[int]]:
+    """Orthonormal rows with the same span, concept by concept, where some may be parallel or nearly so.
+
+    One gain a concept means the same of any rows with its span: `Q dW' = gain Q dW` where `D dW' = gain D dW`.
+    """
+    numbers = sorted(set(concept))
+    bases = [span_basis(rows[[row for row, of in enumerate(concept) if of == number]]) for number in numbers]
+    return torch.cat(bases), [number for number, basis in zip(numbers, bases, strict=True) for _ in basis]

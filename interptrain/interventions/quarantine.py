@@ -146,6 +146,10 @@ class Quarantine:
 
 def _width_in(writer: Part) -> int:
     """Of a linear map, an adapter around one, or a Conv1D."""
+    if writer.weight is not None:
+        raise ValueError(
+            f"'{writer.name}' is a weight of experts, each with inputs of its own, so no pair can be put beside it"
+        )
     width = getattr(writer.module, "in_features", getattr(writer.module, "nx", None))
     if not isinstance(width, int):
         raise ValueError(

@@ -47,7 +47,7 @@ class Spans:
     def of(cls, bank: ConceptBank, rows: Sequence[int], *, groups: int = NULL_GROUPS, seed: int = 0) -> Spans:
         """Spans of a bank's concepts as far as these rows go; a concept with none of them has rank 0."""
         chosen = set(rows)
-        bases = [_basis(bank.directions[[r for r in bank.rows(name) if r in chosen]]) for name in bank.names]
+        bases = [span_basis(bank.directions[[r for r in bank.rows(name) if r in chosen]]) for name in bank.names]
         longest = max(len(basis) for basis in bases)
         padded = torch.zeros(len(bases), longest, bank.d_model)
         filled = torch.zeros(len(bases), longest, dtype=torch.bool)
@@ -150,7 +150,8 @@ def null_groups(
     return drawn.view(groups, size, -1), True
 
 
-def _basis(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "direction d_model"]:
+def span_basis(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "direction d_model"]:
+    """Orthonormal rows with the span of some that may be parallel."""
     if len(rows) == 0:
         return rows
     _, values, right = torch.linalg.svd(rows.double(), full_matrices=False)

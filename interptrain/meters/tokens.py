@@ -72,20 +72,21 @@ class Positions:
         self.current: Tensor | None = None
         self.asking = False
 
-    def of(self, activations: Float[Tensor, "batch token width"]) -> Bool[Tensor, "batch token"]:
-        """The mask for these activations.
+    def of(self, activations: Float[Tensor, "*token width"]) -> Bool[Tensor, "*token"]:
+        """The mask for these activations, `[batch, token, width]` or one text after another, `[batch * token, width]`.
 
         Raises:
             ValueError: the labels have another shape than the tokens the model saw.
         """
         if self.current is None:
-            return torch.ones(activations.shape[:2], dtype=torch.bool, device=activations.device)
-        if self.current.shape != activations.shape[:2]:
+            return torch.ones(activations.shape[:-1], dtype=torch.bool, device=activations.device)
+        current = self.current if activations.ndim == 3 else self.current.flatten()
+        if current.shape != activations.shape[:-1]:
             raise ValueError(
-                f"labels have shape {list(self.current.shape)} but the model saw tokens {list(activations.shape[:2])}; "
+                f"labels have shape {list(current.shape)} but the model saw tokens {list(activations.shape[:-1])}; "
                 "pass labels=... a function from your batch to the labels [batch, token] of that forward pass"
             )
-        return self.current.to(activations.device)
+        return current.to(activations.device)
 
     def ordinary(self, activations: Float[Tensor, "batch token width"]) -> Bool[Tensor, "batch token"]:
         """The mask without the tokens of outlying norm; see `ordinary_tokens`.

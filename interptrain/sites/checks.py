@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from interptrain.concepts.bank import ConceptBank
@@ -29,10 +30,10 @@ def check_model(bank: ConceptBank, stack: Stack) -> None:
 
 
 def check_site(site: Site, bank: ConceptBank) -> None:
-    """Compare widths, and see that no direction of the bank vanishes in front of a reader.
+    """Compare widths, and see that no direction of the bank vanishes in a norm between a site and the stream.
 
     Raises:
-        ValueError: widths differ, or a reader cannot see a direction at all.
+        ValueError: widths differ, or a norm lets nothing of a direction through.
     """
     width = site.parameter.shape[site.axis]
     if width != bank.d_model:
@@ -40,15 +41,20 @@ def check_site(site: Site, bank: ConceptBank) -> None:
             f"bank directions have width {bank.d_model} but '{site.name}' has {width} on axis {site.axis}; "
             "was the SAE trained on another model?"
         )
-    if site.norm is None:
-        return
     rows = site.rows(bank)
-    lengths = site.norm.in_front(bank.directions[list(rows)].to(site.parameter.device)).norm(dim=-1)
-    for row, length in zip(rows, lengths.tolist(), strict=True):
+    for side in site.sides:
+        if side.norm is not None:
+            directions = bank.directions[list(rows)].to(site.parameter.device)
+            _refuse_vanishing(side, bank, dict(zip(rows, side.seen(directions).norm(dim=-1).tolist(), strict=True)))
+
+
+def _refuse_vanishing(site: Site, bank: ConceptBank, lengths: Mapping[int, float]) -> None:
+    for row, length in lengths.items():
         if length < VANISHING:
             raise ValueError(
-                f"a direction of concept '{bank.concepts[row]}' (row {row}) vanishes in the norm in front of "
-                f"'{site.name}', which cannot be steered on it; leave it out: skip=['{site.name}']"
+                f"a direction of concept '{bank.concepts[row]}' (row {row}) vanishes in the norm "
+                f"{'behind' if site.role == 'writer' else 'in front of'} '{site.name}', which cannot be steered on it; "
+                f"leave it out: skip=['{site.name}']"
             )
 
 

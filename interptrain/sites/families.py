@@ -2,103 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 
-from torch import nn
+from interptrain.sites.family import Family, Half
 
-INSIDE = ("act", "act_fn", "rotary_emb")
-
-
-@dataclass(frozen=True)
-class Half:
-    """One half of a block, `h <- h + writer(inner(readers(norm(h))))`.
-
-    Args:
-        module: its name in the block.
-        norm: the norm in front of its readers, by name in the block.
-        readers: linear maps that take the normed stream, by name in the half.
-        writer: the linear map whose output is added to the stream.
-        inner: what may stand between the two and touches neither.
-    """
-
-    module: str
-    norm: str
-    readers: tuple[str, ...]
-    writer: str
-    inner: tuple[str, ...] = ()
-
-    @property
-    def linear(self) -> tuple[str, ...]:
-        """Readers and writer."""
-        return (*self.readers, self.writer)
-
-
-@dataclass(frozen=True)
-class Family:
-    """Module names of a pre-norm transformer: `embeddings -> blocks of attention, mlp -> final norm -> head`.
-
-    Args:
-        title: what messages call it.
-        attention: first half of a block.
-        mlp: second half.
-        embeddings: tables that write the stream's first value, by name beside the stack of blocks.
-        final_norm: the norm in front of the head, beside the stack.
-        head: the reader behind it, beside the stack or in a module around it.
-    """
-
-    title: str
-    attention: Half
-    mlp: Half
-    embeddings: tuple[str, ...]
-    final_norm: str
-    head: str = "lm_head"
-
-    def mismatch(self, block: nn.Module) -> str | None:
-        """Why a block is not of this family, or None if it is.
-
-        Every parameter of the block must be one the family knows, trainable or not: a frozen norm behind a
-        writer changes what the writer adds just as much as a trained one.
-        """
-        halves = (self.attention, self.mlp)
-        expected = [name for half in halves for name in (half.module, half.norm)]
-        if reason := _difference(block, expected, optional=()):
-            return reason
-        for half in halves:
-            inside = block.get_submodule(half.module)
-            if reason := _difference(inside, half.linear, optional=half.inner):
-                return f"'{half.module}' {reason}"
-        return None
-
-
-def _difference(module: nn.Module, expected: Iterable[str], optional: Iterable[str]) -> str | None:
-    children = dict(module.named_children())
-    known = {*expected, *optional}
-    unknown = [name for name, child in children.items() if name not in known and not _is_inert(name, child)]
-    unknown += [name for name, _ in module.named_parameters(recurse=False)]
-    if unknown:
-        return f"has {', '.join(repr(name) for name in unknown)}"
-    missing = [name for name in expected if name not in children]
-    return f"has no {', '.join(repr(name) for name in missing)}" if missing else None
-
-
-def _is_inert(name: str, child: nn.Module) -> bool:
-    """Whether a module leaves directions alone: dropout, or what acts inside a half without parameters."""
-    return isinstance(child, (nn.Dropout, nn.Identity)) or (name in INSIDE and not list(child.parameters()))
-
+QKV, HEAD_NORMS = ("q_proj", "k_proj", "v_proj"), ("q_norm", "k_norm")
+LLAMA_ATTENTION = Half("self_attn", "input_layernorm", QKV, ("o_proj",), HEAD_NORMS)
+LLAMA_MLP = Half("mlp", "post_attention_layernorm", ("gate_proj", "up_proj"), ("down_proj",))
+EXPERTS = replace(LLAMA_MLP, readers=("gate.weight", "experts.gate_up_proj"), writers=("experts.down_proj",))
+SHARED_EXPERT = replace(
+    EXPERTS,
+    readers=(*EXPERTS.readers, "shared_expert.gate_proj", "shared_expert.up_proj", "shared_expert_gate"),
+    writers=(*EXPERTS.writers, "shared_expert.down_proj"),
+    inner=("shared_expert.act_fn",),
+)
 
 LLAMA = Family(
-    title="Llama-like",
-    attention=Half("self_attn", "input_layernorm", ("q_proj", "k_proj", "v_proj"), "o_proj", ("q_norm", "k_norm")),
-    mlp=Half("mlp", "post_attention_layernorm", ("gate_proj", "up_proj"), "down_proj"),
+    title="Llama-like",  # Llama, Mistral, Qwen2, Qwen3, and with experts Mixtral, Qwen2-MoE, Qwen3-MoE
+    attention=LLAMA_ATTENTION,
+    mlp=(LLAMA_MLP, EXPERTS, SHARED_EXPERT),
     embeddings=("embed_tokens",),
     final_norm="norm",
 )
+PHI3 = replace(
+    LLAMA,
+    title="Phi-3",
+    attention=replace(LLAMA_ATTENTION, readers=("qkv_proj",), inner=()),
+    mlp=replace(LLAMA_MLP, readers=("gate_up_proj",)),
+)
+GEMMA = replace(
+    LLAMA,
+    title="Gemma-2/3",
+    attention=replace(LLAMA_ATTENTION, post_norm="post_attention_layernorm"),
+    mlp=replace(LLAMA_MLP, norm="pre_feedforward_layernorm", post_norm="post_feedforward_layernorm"),
+)
 GPT2 = Family(
     title="GPT-2",
-    attention=Half("attn", "ln_1", ("c_attn",), "c_proj"),
-    mlp=Half("mlp", "ln_2", ("c_fc",), "c_proj"),
+    attention=Half("attn", "ln_1", ("c_attn",), ("c_proj",)),
+    mlp=Half("mlp", "ln_2", ("c_fc",), ("c_proj",)),
     embeddings=("wte", "wpe"),
     final_norm="ln_f",
 )
-FAMILIES = (LLAMA, GPT2)
+NEOX = Family(
+    title="GPT-NeoX",  # Pythia
+    attention=Half("attention", "input_layernorm", ("query_key_value",), ("dense",)),
+    mlp=Half("mlp", "post_attention_layernorm", ("dense_h_to_4h",), ("dense_4h_to_h",)),
+    embeddings=("embed_in",),
+    final_norm="final_layer_norm",
+    parallel=True,
+    settings={"use_parallel_residual": True},
+)
+NEOX_SEQUENTIAL = replace(NEOX, title="sequential GPT-NeoX", parallel=False, settings={"use_parallel_residual": False})
+OPT = Family(
+    title="OPT",
+    attention=Half("self_attn", "self_attn_layer_norm", QKV, ("out_proj",)),
+    mlp=Half("", "final_layer_norm", ("fc1",), ("fc2",)),
+    embeddings=("embed_tokens", "embed_positions"),
+    final_norm="final_layer_norm",
+    settings={"do_layer_norm_before": True},
+)
+OPT_POST_NORM = replace(
+    OPT,
+    title="post-norm OPT",
+    settings={"do_layer_norm_before": False},
+    refused="each norm stands behind the sum of stream and half and norms the stream itself, so nothing that is "
+    "written stays along its direction",
+)
+OLMO2 = replace(
+    LLAMA,
+    title="OLMo-2",
+    attention=replace(LLAMA_ATTENTION, norm=None, post_norm="post_attention_layernorm"),
+    mlp=replace(LLAMA_MLP, norm=None, post_norm="post_feedforward_layernorm"),
+    refused="its norms stand behind the halves alone: readers see the stream as it is, at every scale, and what a step "
+    "writes leaves the norms along another direction than its own",
+)
+FAMILIES = [LLAMA, PHI3, GEMMA, GPT2, NEOX, NEOX_SEQUENTIAL, OPT, OPT_POST_NORM, OLMO2]  # `register_family` adds
+
+
+def register_family(family: Family) -> None:
+    """Have `find_sites` and hook points know a family from now on, before those that are known already.
+
+    Args:
+        family: of a model of one's own; `Family.from_mapping` makes one of plain dicts.
+
+    Raises:
+        ValueError: another family of this title is known.
+
+    Example:
+        >>> half = Half("mix", "n1", ("qkv",), ("o",))
+        >>> mine = Family("mine", half, Half("ff", "n2", ("up",), ("down",)), ("tokens",), "last", "out")
+        >>> register_family(mine)
+        >>> register_family(mine)  # once is enough
+        >>> FAMILIES.remove(mine)
+    """
+    for known in FAMILIES:
+        if known == family:
+            return
+        if known.title == family.title:
+            raise ValueError(f"another family is called '{family.title}' already; give this one a title of its own")
+    FAMILIES.insert(0, family)

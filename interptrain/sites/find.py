@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from torch import nn
 
 from interptrain.concepts.bank import ConceptBank
 from interptrain.sites.checks import check_model, check_site
+from interptrain.sites.experts import axes_of_weight, weight_meant
 from interptrain.sites.hooks import HookPoint
 from interptrain.sites.layer import axes_of
 from interptrain.sites.norm import Norm
-from interptrain.sites.parts import Part, parts
+from interptrain.sites.parts import EMBEDDINGS, HEAD, Part, parts
 from interptrain.sites.sharding import refuse
 from interptrain.sites.site import LeftOut, Site, Sites, touches
 from interptrain.sites.stack import find_stack
@@ -34,7 +35,7 @@ def find_sites(model: nn.Module, bank: ConceptBank, *, skip: Sequence[str] = (),
 
     Sites are the writers that run before a hook of the bank (embeddings, attention and MLP outputs, their
     biases) and the readers that run after it. With LoRA, `W = W0 + s B A`, a writer's residual axis is that of
-    `B`'s rows and a reader's that of `A`'s columns.
+    `B`'s rows and a reader's that of `A`'s columns. A head that is the embedding is one site, on both sides.
 
     Args:
         model: holds one transformer of a known family, at any depth, adapted or not.
@@ -124,38 +125,55 @@ class _Search:
     def classify(self, trained: _Trainable) -> Site | str:
         """The site that a parameter is, or the reason why it is none."""
         if len(trained.owners) > 1:
-            owners = " and ".join(repr(owner) for owner in trained.owners)
-            raise ValueError(
-                f"'{trained.name}' is shared by {owners}, so that one step changes both uses; "
-                f"untie them, or leave it out: skip=['{trained.name}']"
-            )
+            return self._classify_tied(trained)
         owner = trained.owners[0]
-        part = self._part_around(owner)
+        part = self._part_of(owner, trained.attribute)
         if part is None:
             raise ValueError(
                 f"'{trained.name}' trains, but what it does to the residual stream is not understood; "
                 f"to train it without steering it, leave it out: skip=['{owner or trained.name}*']"
             )
         try:
-            return self._classify_in(part, trained)
+            return self._classify_in(part, owner, trained)
         except ValueError as error:
             raise ValueError(
-                f"{error}; to train it without steering it, leave it out: skip=['{part.name}.*']"
+                f"{error}; to train it without steering it, leave it out: skip=['{part.place}.*']"
             ) from error
 
-    def _part_around(self, owner: str) -> Part | None:
-        names = owner.split(".")
-        prefixes = (".".join(names[:depth]) for depth in range(len(names), 0, -1))
-        return next((self.parts[prefix] for prefix in prefixes if prefix in self.parts), None)
+    def _classify_tied(self, trained: _Trainable) -> Site | str:
+        """An embedding that is the head too: one weight `[word, d_model]`, a writer and a reader in one."""
+        found = {each.kind: each for each in self.parts.values() if each.name in trained.owners}
+        table, head = found.get("writer"), found.get("reader")
+        ends = table is not None and head is not None and (table.position, head.position) == (EMBEDDINGS, HEAD)
+        if len(trained.owners) != 2 or not ends or table is None or head is None:
+            owners = " and ".join(repr(owner) for owner in trained.owners)
+            raise ValueError(
+                f"'{trained.name}' is shared by {owners}, so that one step changes both uses; "
+                f"untie them, or leave it out: skip=['{trained.name}']"
+            )
+        writer, reader = (self._classify_in(part, part.name, trained) for part in (table, head))
+        assert isinstance(writer, Site), writer
+        assert isinstance(reader, Site), reader
+        return replace(writer, role="tied", norm=reader.norm)
 
-    def _classify_in(self, part: Part, trained: _Trainable) -> Site | str:
+    def _part_of(self, owner: str, attribute: str) -> Part | None:
+        """The module around a parameter that the family knows, or the weight that it is or adapts."""
+        names = [*owner.split("."), attribute]
+        prefixes = [".".join(names[:depth]) for depth in range(len(names), 0, -1)]
+        if (found := next((self.parts[prefix] for prefix in prefixes if prefix in self.parts), None)) is not None:
+            return found
+        around = (part for part in self.parts.values() if part.weight is not None and part.place in prefixes)
+        meant = (part for part in around if weight_meant(part.module, _inside(owner, part), attribute) == part.weight)
+        return next(meant, None)
+
+    def _classify_in(self, part: Part, owner: str, trained: _Trainable) -> Site | str:
         if part.kind == "norm":
             return NORM
         if part.kind == "inner":
             return INNER
-        inside = trained.owners[0].removeprefix(part.name).removeprefix(".")
-        path = tuple(inside.split(".")) if inside else ()
-        axes = axes_of(part.name, part.module, path, trained.attribute)
+        path = _inside(owner, part)
+        axes_in = axes_of if part.weight is None else axes_of_weight
+        axes = axes_in(part.name, part.module, path, trained.attribute)
         axis = axes.outputs if part.kind == "writer" else axes.inputs
         if axis is None:
             return INNER_FACTOR if axes.lora else READER_BIAS
@@ -163,14 +181,20 @@ class _Search:
             return TOO_LATE if part.kind == "writer" else TOO_EARLY
         if part.kind == "reader" and axes.lora and self.where == "gradient":
             return LORA_READER
-        owner = part.module.get_submodule(inside)
-        width = owner.get_parameter(trained.attribute).shape[axis]
+        module = part.module.get_submodule(".".join(path))
+        width = module.get_parameter(trained.attribute).shape[axis]
         norm = None if part.norm is None else Norm.of(part.norm.name, part.norm.module, width=width)
         partner = part.module.get_submodule(".".join(axes.partner)) if axes.partner else None
         return Site(
-            trained.name, owner, trained.attribute, part.kind, axis, part.position, norm, axes.lora, axes.scaling,
-            partner,
+            trained.name, module, trained.attribute, part.kind, axis, part.position, norm, axes.lora, axes.scaling,
+            partner, axes.experts,
         )  # fmt: skip
+
+
+def _inside(owner: str, part: Part) -> tuple[str, ...]:
+    """The path from a part's module to the module that owns a parameter in it."""
+    inside = owner.removeprefix(part.place).removeprefix(".")
+    return tuple(inside.split(".")) if inside else ()
 
 
 def _why_none(left_out: Sequence[LeftOut]) -> str:

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from interptrain.sites.family import Half
 from interptrain.sites.stack import Stack, find_stack
 
 Place = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
@@ -19,12 +21,12 @@ _OFFSET: dict[Place, float] = {
     "resid_pre": 0.0, "attn_out": 0.5, "resid_mid": 0.5, "mlp_out": 1.0, "resid_post": 1.0,
 }  # fmt: skip
 _LENS = re.compile(r"blocks\.(\d+)\.(?:hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out)|(attn|mlp)\.hook_out)")
-_HALF = r"self_attn|attn|attention|mlp|post_feedforward_layernorm"
+_HALF = r"self_attn|attn|attention|mlp|fc2|post_feedforward_layernorm"
 _BLOCK = re.compile(rf"(?:.+\.)?(?:layers|h)\.(\d+)(?:\.(?:(input|output)|({_HALF})(?:\.output)?))?")
 _PLACE_OF: dict[str | None, Place] = {
     None: "resid_post", "output": "resid_post", "input": "resid_pre",
     "self_attn": "attn_out", "attn": "attn_out", "attention": "attn_out", "mlp": "mlp_out",
-    "post_feedforward_layernorm": "mlp_out",
+    "fc2": "mlp_out", "post_feedforward_layernorm": "mlp_out",
 }  # fmt: skip
 # What is elsewhere, for the message that refuses it.
 _ELSEWHERE = {
@@ -96,8 +98,10 @@ class HookPoint:
     def locate(self, model: nn.Module) -> tuple[nn.Module, Literal["input", "output"]]:
         """The module whose first input or (first) output is the activation at this point.
 
+        Where a norm stands behind a half's writers (Gemma-2, Gemma-3), `attn_out` and `mlp_out` are its output.
+
         Raises:
-            ValueError: the model has no known blocks, or too few.
+            ValueError: the model has no known blocks, or too few, or no such place.
         """
         return self.locate_in(find_stack(model))
 
@@ -105,9 +109,12 @@ class HookPoint:
         """Hand every forward pass's activation at this point to `receive`; the handle's `remove` ends it.
 
         Raises:
-            ValueError: the model has no known blocks, or too few.
+            ValueError: the model has no known blocks, or too few, or no such place.
         """
-        module, side = self.locate(model)
+        stack = find_stack(model)
+        module, side = self.locate_in(stack)
+        if self._flat_in(stack):  # what is received must be what the model goes on with
+            return self.edit(model, lambda activation: _passed_on(activation, receive))
         if side == "output":
             return module.register_forward_hook(lambda _module, _args, output: receive(_first(output)))
         return module.register_forward_pre_hook(
@@ -118,14 +125,18 @@ class HookPoint:
         """Replace every forward pass's activation at this point by a function of it; the handle's `remove` ends it.
 
         Raises:
-            ValueError: the model has no known blocks, or too few.
+            ValueError: the model has no known blocks, or too few, or no such place.
         """
-        module, side = self.locate(model)
-        if side == "output":
-            return module.register_forward_hook(lambda _module, _args, output: _with_first(output, change))
-        return module.register_forward_pre_hook(
-            lambda _module, args, kwargs: _with_argument(args, kwargs, change), with_kwargs=True
-        )
+        stack = find_stack(model)
+        module, side = self.locate_in(stack)
+        if self._flat_in(stack):
+            block = _BlockInput(stack.blocks[self.layer])
+            return _Both(block.handle, _edit(module, side, block.shaped(change)))
+        return _edit(module, side, change)
+
+    def _flat_in(self, stack: Stack) -> bool:
+        """Whether the activation is `[batch * token, d_model]`: OPT flattens the stream between the halves of a block."""
+        return self.place in ("resid_mid", "mlp_out") and not stack.halves[self.layer][1].module
 
     def locate_in(self, stack: Stack) -> tuple[nn.Module, Literal["input", "output"]]:
         """The same, in a stack of blocks already found."""
@@ -134,18 +145,78 @@ class HookPoint:
                 f"hook '{self.name}' is at layer {self.layer} but '{stack.name}' has {len(stack.blocks)} blocks, "
                 "counted from 0; was the SAE trained on another model?"
             )
-        block, family = stack.blocks[self.layer], stack.family
+        block, (attention, mlp) = stack.blocks[self.layer], stack.halves[self.layer]
         match self.place:
             case "resid_pre":
                 return block, "input"
             case "resid_mid":
-                return block.get_submodule(family.mlp.norm), "input"
+                return block.get_submodule(self._between(mlp, stack)), "input"
             case "resid_post":
                 return block, "output"
             case "attn_out":
-                return block.get_submodule(family.attention.module), "output"
+                return block.get_submodule(self._added(attention)), "output"
             case "mlp_out":
-                return block.get_submodule(family.mlp.module), "output"
+                return block.get_submodule(self._added(mlp)), "output"
+
+    def _between(self, mlp: Half, stack: Stack) -> str:
+        """The norm between the two halves of a block, by name."""
+        if stack.family.parallel or mlp.norm is None:
+            raise ValueError(
+                f"'{self.name}' does not exist in '{stack.name}' ({stack.family.title}), whose attention and MLP both "
+                f"read what the block receives; take 'blocks.{self.layer}.hook_resid_pre' or '...hook_resid_post'"
+            )
+        return mlp.norm
+
+    def _added(self, half: Half) -> str:
+        """What puts out what a half adds to the stream, by name: a norm behind its writers, where there is one."""
+        if half.post_norm is None:
+            return half.module or half.writers[-1]
+        if f"hook_{self.place}" not in self.name and half.post_norm not in self.name:
+            raise ValueError(
+                f"'{self.name}' puts out what '{half.post_norm}' norms before it reaches the stream, which is no place "
+                f"in it; take 'blocks.{self.layer}.hook_{self.place}', the norm's output"
+            )
+        return half.post_norm
+
+
+def _edit(module: nn.Module, side: str, change: Callable[[Tensor], Tensor]) -> RemovableHandle:
+    if side == "output":
+        return module.register_forward_hook(lambda _module, _args, output: _with_first(output, change))
+    return module.register_forward_pre_hook(
+        lambda _module, args, kwargs: _with_argument(args, kwargs, change), with_kwargs=True
+    )
+
+
+def _passed_on(activation: Tensor, receive: Callable[[Tensor], None]) -> Tensor:
+    receive(activation)
+    return activation
+
+
+class _BlockInput:
+    """Remembers the shape of what a block receives."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self._shape = torch.Size()
+        self.handle = block.register_forward_pre_hook(self._look, with_kwargs=True)
+
+    def _look(self, _block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._shape = (args[0] if args else kwargs["hidden_states"]).shape
+
+    def shaped(self, change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """A change of `[batch, token, d_model]` as one of `[batch * token, d_model]`."""
+        return lambda flat: change(flat.view(self._shape)).view(flat.shape)
+
+
+class _Both(RemovableHandle):
+    """Two handles as one."""
+
+    def __init__(self, *handles: RemovableHandle) -> None:
+        self._handles = handles
+
+    def remove(self) -> None:
+        """Remove both."""
+        for handle in self._handles:
+            handle.remove()
 
 
 def _first(output: Tensor | tuple[Any, ...]) -> Tensor:

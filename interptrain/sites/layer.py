@@ -17,6 +17,7 @@ class Axes:
         lora: whether the parameter belongs to `W = W0 + s B A`.
         scaling: `s`; 1 for the layer's own parameters.
         partner: path from the layer to the pair's other factor; empty for what is no factor.
+        experts: how many matrices the parameter holds.
     """
 
     inputs: int | None
@@ -24,6 +25,7 @@ class Axes:
     lora: bool = False
     scaling: float = 1.0
     partner: tuple[str, ...] = ()
+    experts: int = 1
 
 
 def axes_of(name: str, layer: nn.Module, path: tuple[str, ...], attribute: str) -> Axes:
@@ -54,6 +56,21 @@ def axes_of(name: str, layer: nn.Module, path: tuple[str, ...], attribute: str) 
             return Axes(None, 0, lora=True, scaling=_scaling(name, layer, adapter))
         case _:
             raise ValueError(f"'{name}' trains '{'.'.join((*path, attribute))}', which is not understood")
+
+
+def bare(module: nn.Module) -> nn.Module:
+    """A module without what adapters put around it, which they call `base_layer` or keep in `modules_to_save`.
+
+    Example:
+        >>> bare(nn.Identity())
+        Identity()
+    """
+    children = dict(module.named_children())
+    if "base_layer" in children:
+        return bare(children["base_layer"])
+    if "modules_to_save" in children:
+        return bare(saved_copy(type(module).__name__, module))
+    return module
 
 
 def saved_copy(name: str, module: nn.Module) -> nn.Module:

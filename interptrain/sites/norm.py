@@ -1,4 +1,4 @@
-"""The norm in front of a reader: which direction the reader sees when the stream moves along another."""
+"""A norm between the stream and a reader, or behind a writer: what it makes of a direction."""
 
 from __future__ import annotations
 
@@ -53,8 +53,7 @@ class Norm:
             for offset in (0.0, 1.0):
                 norm = cls(module, centred, offset)
                 expected = norm.in_front(x.float()[None])[0]
-                spread = (x.float() - x.float().mean() * centred).square().mean().sqrt()
-                if (found - expected / spread).norm() <= tolerance * found.norm():
+                if (found - expected / norm.spread(x.float())).norm() <= tolerance * found.norm():
                     return norm
         raise ValueError(
             f"'{name}' ({type(module).__name__}) is neither an RMSNorm nor a LayerNorm over {width} features with a "
@@ -72,6 +71,22 @@ class Norm:
             rows = rows - rows.mean(-1, keepdim=True)
         weight = self.weight
         return rows if weight is None else rows * (self.offset + whole(weight).to(rows))
+
+    def spread(self, values: Float[Tensor, "*token d_model"]) -> Float[Tensor, "*token"]:
+        """`spread(h)`: the root mean square of `h`, less its mean where centred."""
+        if self.centred:
+            values = values - values.mean(-1, keepdim=True)
+        return values.square().mean(-1).sqrt()
+
+    def behind(self, rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+        """The directions in front of the norm that move what is behind it along `d`: `gain * d`, less its mean.
+
+        The norm's Jacobian transposed, `gain * d - (gain * d . y) y / n` with `y = (h - mean(h)) / spread(h)`, without
+        the second term, which depends on the data; up to `1 / spread(h)`, and less the mean only where centred.
+        """
+        weight = self.weight
+        rows = rows if weight is None else rows * (self.offset + whole(weight).to(rows))
+        return rows - rows.mean(-1, keepdim=True) if self.centred else rows
 
 
 class WithoutHooks(nn.Module):

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from interptrain.processes import count, gather_over_processes, merge_over_processes_
-from interptrain.projection import WHOLE, Part
+from interptrain.projection import WHOLE, Part, as_columns
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -56,6 +57,44 @@ def part_of(tensor: Tensor, axis: int) -> Part:
         return WHOLE
     dim, start, stop = _held(tensor)
     return Part("rows" if dim == axis else "columns", start, stop)
+
+
+def matrices(held: Tensor, like: Tensor, axis: int) -> list[tuple[Float[Tensor, "d_model _"], Part]]:
+    """Views of a parameter, its gradient or a copy as matrices, residual axis first, and what each is of the whole.
+
+        [d_model, other], [other, d_model], [d_model]        one
+        [expert, other, d_model]                             one, experts side by side
+        [expert, d_model, other]                             one an expert
+
+    Each expert's columns belong to one process, where processes share the experts: to the others it has none.
+
+    Args:
+        held: what this process has of it.
+        like: the tensor itself, which is sharded or not.
+        axis: the residual axis.
+
+    Example:
+        >>> [tuple(columns.shape) for columns, _ in matrices(torch.zeros(3, 4, 2), torch.zeros(3, 4, 2), 1)]
+        [(4, 2), (4, 2), (4, 2)]
+    """
+    if held.ndim < 3:
+        return [(as_columns(held, axis), part_of(like, axis))]
+    dim, start, stop = _held(like) if is_sharded(like) else (None, 0, len(held))
+    if axis == 2 and held.is_contiguous():
+        side_by_side = held.view(-1, held.shape[2]).T
+        return [(side_by_side, _split(dim, axis, start, stop, side_by_side.shape[1]))]
+    if dim != 0:
+        return [(as_columns(each, axis - 1), _split(dim, axis, start, stop, each.shape[2 - axis])) for each in held]
+    none = held.new_zeros(held.shape[axis], 0)
+    found = dict(zip(range(start, stop), (as_columns(each, axis - 1) for each in held), strict=True))
+    every = [found.get(expert, none) for expert in range(len(like))]
+    return [(columns, Part("columns", 0, columns.shape[1])) for columns in every]
+
+
+def _split(dim: int | None, axis: int, start: int, stop: int, columns: int) -> Part:
+    if dim is None:
+        return WHOLE
+    return Part("rows", start, stop) if dim == axis else Part("columns", 0, columns)
 
 
 def whole(tensor: Tensor) -> Tensor:

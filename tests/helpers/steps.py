@@ -3,8 +3,6 @@
 import pytorch_lightning as pl
 import torch
 
-from interptrain.projection import as_columns
-
 
 class RealisedSteps(pl.Callback):
     """Records `D dW` of every step and site in float64; of a LoRA pair, of the product `s B A`.
@@ -34,11 +32,17 @@ class RealisedSteps(pl.Callback):
         if site.partner is None:
             return own
         other = site.partner.weight.detach().double()
-        return site.scaling * (own @ other if site.role == "writer" else other @ own)
+        B, A = (own, other) if site.role == "writer" else (other, own)
+        if site.experts == 1:
+            return site.scaling * B @ A
+        ranks = (-1, site.experts)  # PEFT: B has an expert's columns apart from one another, A its rows together
+        return site.scaling * torch.einsum("ore,eri->eoi", B.unflatten(1, ranks), A.unflatten(0, ranks[::-1]))
 
     def _change(self, site):
         change = self._weight(site) - self._before[site.name]
-        return site.directions(self.directions).double() @ as_columns(change, site.axis)
+        axis = site.axis + (change.ndim - site.parameter.ndim)
+        rows = site.directions(self.directions).double()
+        return torch.tensordot(rows, change, ([1], [axis])).reshape(len(rows), -1)
 
 
 def relative_errors(before, after, gains):

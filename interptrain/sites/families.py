@@ -70,13 +70,11 @@ OPT_POST_NORM = replace(
 )
 OLMO2 = replace(
     LLAMA,
-    title="OLMo-2",
+    title="OLMo-2/3",  # norms behind the halves alone: readers take the stream as it is
     attention=replace(LLAMA_ATTENTION, norm=None, post_norm="post_attention_layernorm"),
     mlp=replace(LLAMA_MLP, norm=None, post_norm="post_feedforward_layernorm"),
-    refused="its norms stand behind the halves alone: readers see the stream as it is, at every scale, and what a step "
-    "writes leaves the norms along another direction than its own",
 )
-FAMILIES = [LLAMA, PHI3, GEMMA, GPT2, NEOX, NEOX_SEQUENTIAL, OPT, OPT_POST_NORM, OLMO2]  # `register_family` adds
+FAMILIES = [LLAMA, PHI3, GEMMA, OLMO2, GPT2, NEOX, NEOX_SEQUENTIAL, OPT, OPT_POST_NORM]  # `register_family` adds
 
 
 def register_family(family: Family) -> None:

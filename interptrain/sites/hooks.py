@@ -135,7 +135,7 @@ class HookPoint:
         return _edit(module, side, change)
 
     def _flat_in(self, stack: Stack) -> bool:
-        """Whether the activation is `[batch * token, d_model]`: OPT flattens the stream between the halves of a block."""
+        """Whether the activation is `[batch * token, d_model]`, as between the halves of an OPT block."""
         return self.place in ("resid_mid", "mlp_out") and not stack.halves[self.layer][1].module
 
     def locate_in(self, stack: Stack) -> tuple[nn.Module, Literal["input", "output"]]:
@@ -159,13 +159,13 @@ class HookPoint:
                 return block.get_submodule(self._added(mlp)), "output"
 
     def _between(self, mlp: Half, stack: Stack) -> str:
-        """The norm between the two halves of a block, by name."""
-        if stack.family.parallel or mlp.norm is None:
+        """What receives the stream between the two halves of a block, by name."""
+        if stack.family.parallel:
             raise ValueError(
                 f"'{self.name}' does not exist in '{stack.name}' ({stack.family.title}), whose attention and MLP both "
                 f"read what the block receives; take 'blocks.{self.layer}.hook_resid_pre' or '...hook_resid_post'"
             )
-        return mlp.norm
+        return mlp.norm or mlp.module or mlp.readers[0]
 
     def _added(self, half: Half) -> str:
         """What puts out what a half adds to the stream, by name: a norm behind its writers, where there is one."""
@@ -220,7 +220,9 @@ class _Both(RemovableHandle):
 
 
 def _first(output: Tensor | tuple[Any, ...]) -> Tensor:
-    return output if isinstance(output, Tensor) else output[0]
+    """The activation of a module that may put out more, as an attention its weights or None in their place."""
+    first: Tensor = output if isinstance(output, Tensor) else output[0]
+    return first
 
 
 def _with_first(output: Tensor | tuple[Any, ...], change: Callable[[Tensor], Tensor]) -> Tensor | tuple[Any, ...]:

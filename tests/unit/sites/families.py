@@ -20,11 +20,12 @@ CONFIGS = {
     "opt": ("opt", {"ffn_dim": 48, "word_embed_proj_dim": WIDTH, "dropout": 0.0}),
     "gemma2": ("gemma2", {"head_dim": 8, "query_pre_attn_scalar": 8}),
     "gemma3": ("gemma3_text", {"head_dim": 8, "query_pre_attn_scalar": 8}),
+    "olmo2": ("olmo2", {}),
     "mixtral": ("mixtral", {"num_local_experts": 3, "intermediate_size": 20}),
     "qwen2-moe": ("qwen2_moe", EXPERTS | {"num_experts": 3, "shared_expert_intermediate_size": 24}),
     "qwen3-moe": ("qwen3_moe", EXPERTS | {"num_experts": 3, "mlp_only_layers": [0], "head_dim": 8}),
 }  # fmt: skip
-APPROXIMATE = ("gemma2", "gemma3")
+APPROXIMATE = ("gemma2", "gemma3", "olmo2")
 FUSED = ("mixtral", "qwen2-moe", "qwen3-moe")
 
 

@@ -1,11 +1,15 @@
 """Names of places in the stream, and the modules where they are."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from interptrain.sites import HookPoint
 from tests.helpers.models import Tuning, gpt2, llama, lora
+from tests.unit.sites.families import CONFIGS, model_of
+from tests.unit.sites.models import shaken
 
 POSITIONS = {
     "blocks.2.hook_resid_pre": 2.0, "blocks.2.hook_resid_mid": 2.5, "blocks.2.hook_resid_post": 3.0,
@@ -141,3 +145,70 @@ def test_what_stands_beside_an_edited_activation_in_an_output_stays():
     found = attention(**given)
     assert torch.equal(found[0], expected[0] + 1)
     assert len(found) == len(expected) == 2
+
+
+def heard(model, names):
+    """The activation at each place, as listeners get it, of one forward pass; and what the model puts out."""
+    caught = {}
+    handles = [HookPoint.parse(name).listen(model, partial(caught.__setitem__, name)) for name in names]
+    out = model(input_ids=torch.tensor([[1, 2, 3], [4, 5, 6]]), output_hidden_states=True)
+    for handle in handles:
+        handle.remove()
+    return {name.rpartition("hook_")[2]: value for name, value in caught.items()}, out
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_each_familys_places_add_up_to_its_stream(family):
+    model = shaken(model_of(family))
+    parallel = family == "neox"
+    seen, out = heard(model, [f"blocks.0.hook_{place}" for place in PLACES if not (parallel and place == "resid_mid")])
+    torch.testing.assert_close(seen["resid_pre"], out.hidden_states[0])
+    torch.testing.assert_close(seen["resid_post"], out.hidden_states[1])
+    mid = seen["resid_pre"] + seen["attn_out"]
+    if not parallel:
+        torch.testing.assert_close(seen["resid_mid"], mid)
+    torch.testing.assert_close(seen["resid_post"], mid + seen["mlp_out"])
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_listening_to_an_opt_gets_texts_and_their_gradients_and_changes_no_bit(place):
+    model, ids = model_of("opt").eval(), torch.tensor([[1, 2, 3], [4, 5, 6]])
+    alone = model(input_ids=ids).logits
+    caught = []
+    handle = HookPoint.parse(f"blocks.0.hook_{place}").listen(model, caught.append)
+    logits = model(input_ids=ids).logits
+    assert torch.equal(logits, alone)
+    assert caught[0].shape == (2, 3, 32)
+    (gradient,) = torch.autograd.grad(logits.square().sum(), caught[0])
+    assert gradient.norm() > 0
+    handle.remove()
+    model(input_ids=ids)
+    assert len(caught) == 1
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("place", ["resid_mid", "mlp_out"])
+def test_an_edit_between_the_halves_of_an_opt_block_reaches_what_follows(place):
+    model = model_of("opt").eval()
+    before, _ = heard(model, ["blocks.0.hook_mlp_out", "blocks.0.hook_resid_post"])
+    HookPoint.parse(f"blocks.0.hook_{place}").edit(
+        model, lambda stream: stream * torch.tensor([1.0, 0.0, 1.0])[:, None]
+    )
+    after, _ = heard(model, ["blocks.0.hook_mlp_out", "blocks.0.hook_resid_post"])
+    same = (before["mlp_out"] == after["mlp_out"]).all(-1)
+    assert same.tolist() == [[True, False, True]] * 2
+    assert not torch.equal(before["resid_post"][:, 1], after["resid_post"][:, 1])
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "same"),
+    [
+        ("neox", "gpt_neox.layers.1", "resid_post"), ("neox", "gpt_neox.layers.1.attention", "attn_out"),
+        ("opt", "model.decoder.layers.1", "resid_post"), ("opt", "model.decoder.layers.1.fc2", "mlp_out"),
+        ("opt", "model.decoder.layers.1.self_attn", "attn_out"), ("gemma3", "model.layers.1", "resid_post"),
+        ("mixtral", "model.layers.1.mlp", "mlp_out"),
+    ],
+)  # fmt: skip
+def test_hugging_faces_name_of_a_place_leads_where_the_other_does(family, name, same):
+    model = model_of(family)
+    assert HookPoint.parse(name).locate(model) == HookPoint.parse(f"blocks.1.hook_{same}").locate(model)

@@ -8,7 +8,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from interptrain.sites import find_sites
+from interptrain.sites.layer import bare
 from tests.helpers.models import Tuning, llama, lora
+from tests.unit.sites.families import adapted, model_of
 from tests.unit.sites.models import SMALL, PlainTransformer, bank, gpt2
 
 
@@ -17,22 +19,70 @@ def other_family(kind, **options):
 
 
 UNKNOWN = {
-    "gemma2": ({"head_dim": 8}, r"'model.layers.0' \(Gemma2DecoderLayer\) .* 'pre_feedforward_layernorm'"),
-    "gemma3_text": ({"head_dim": 8}, r"'model.layers.0' \(Gemma3DecoderLayer\) .* 'pre_feedforward_layernorm'"),
-    "olmo2": ({}, r"'model.layers.0' \(Olmo2DecoderLayer\) .* 'post_feedforward_layernorm'"),
-    "phi3": ({}, r"'model.layers.0' \(Phi3DecoderLayer\) .* 'self_attn' has 'qkv_proj'"),
-    "mixtral": ({"num_local_experts": 2}, r"'model.layers.0' \(MixtralDecoderLayer\) .* 'mlp' has .*'experts'"),
-    "gpt_neox": ({}, r"'gpt_neox.layers' is a list of GPTNeoXLayer"),
-    "opt": ({"ffn_dim": 48, "word_embed_proj_dim": 32}, r"'model.decoder.layers.0' \(OPTDecoderLayer\) .* 'fc1'"),
     "cohere": ({}, r"'model.layers.0' \(CohereDecoderLayer\) .* has no 'post_attention_layernorm'"),
-}
+    "qwen3_next": ({"num_experts": 2, "head_dim": 8}, r"'model.layers.0' \(Qwen3NextDecoderLayer\) .*'linear_attn'"),
+    "glm4": ({"head_dim": 8}, r"'model.layers.0' \(Glm4DecoderLayer\) .* 'post_self_attn_layernorm'"),
+    "flex_olmo": ({"num_experts": 2}, r"\(FlexOlmoDecoderLayer\) is not OLMo-2/3: .*'mlp' has .*'gate'"),
+    "gpt_oss": ({"num_local_experts": 2, "head_dim": 8}, r"'model.layers.0' \(GptOssDecoderLayer\) .*'sinks'"),
+    "bloom": ({"n_layer": 1, "n_head": 4}, r"'transformer.h' is a list of BloomBlock"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("kind", "options", "message"), [(kind, *rest) for kind, rest in UNKNOWN.items()])
 def test_a_family_that_is_not_understood_is_refused_by_the_module_that_differs(kind, options, message):
     with pytest.raises(ValueError, match=message) as raised:
         find_sites(other_family(kind, **options), bank())
-    assert "Llama-like, GPT-2" in str(raised.value)
+    assert "(Llama-like, Phi-3, Gemma-2/3, OLMo-2/3, GPT-2, GPT-NeoX, sequential GPT-NeoX, OPT)" in str(raised.value)
+
+
+def test_an_opt_whose_norms_stand_behind_the_sum_is_refused_with_the_reason():
+    with pytest.raises(
+        ValueError, match=r"\(OPTDecoderLayer\) is post-norm OPT, not to be read: each norm stands behind"
+    ):
+        find_sites(model_of("opt", do_layer_norm_before=False), bank())
+
+
+def test_between_the_halves_of_a_parallel_block_there_is_no_stream():
+    with pytest.raises(ValueError, match=r"'blocks.0.hook_resid_mid' does not exist in 'gpt_neox.layers' \(GPT-NeoX\)"):
+        find_sites(model_of("neox"), bank(hook="blocks.0.hook_resid_mid"))
+    assert find_sites(model_of("neox-sequential"), bank(hook="blocks.0.hook_resid_mid"))
+
+
+def test_what_a_norm_still_changes_is_no_place_in_the_stream():
+    with pytest.raises(ValueError, match=r"'model.layers.0.mlp' puts out what 'post_feedforward_layernorm' norms"):
+        find_sites(model_of("gemma2"), bank(hook="model.layers.0.mlp"))
+    assert find_sites(model_of("gemma2"), bank(hook="blocks.0.hook_mlp_out"))
+
+
+def test_experts_that_lie_transposed_are_refused():
+    model = model_of("mixtral")
+    model.model.layers[0].mlp.experts.is_transposed = True
+    with pytest.raises(ValueError, match=r"layers.0.mlp.experts.down_proj' holds its experts transposed"):
+        find_sites(model, bank())
+
+
+def test_packed_experts_are_refused_by_name_and_type():
+    model = adapted("mixtral", model_of("mixtral"))
+    experts = bare(model.base_model.model.model.layers[0].mlp.experts)
+    experts.down_proj = nn.Parameter(torch.zeros(3, 32, 10, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(ValueError, match=r"mlp.experts.down_proj' is a weight of torch.uint8.*quantised"):
+        find_sites(model, bank())
+
+
+def test_a_parameter_that_an_expert_block_has_beside_its_weights_is_refused():
+    model = model_of("qwen2-moe")
+    model.model.layers[0].mlp.experts.down_bias = nn.Parameter(torch.zeros(3, 32), requires_grad=False)
+    with pytest.raises(ValueError, match=r"'mlp.experts' has 'down_bias'"):
+        find_sites(model, bank())
+
+
+def test_a_block_that_scales_what_it_puts_out_by_a_buffer_is_refused():
+    model = llama()
+    model.model.layers[1].register_buffer("layer_scalar", torch.ones(1))
+    with pytest.raises(
+        ValueError, match=r"'model.layers.1' \(LlamaDecoderLayer\) is not Llama-like: it has 'layer_scalar'"
+    ):
+        find_sites(model, bank())
 
 
 @pytest.mark.parametrize("model", [nn.Linear(4, 4), nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4), 2)])
@@ -78,11 +128,6 @@ def test_a_norm_that_is_not_understood_is_refused_by_name():
     model.h[1].ln_2 = nn.GroupNorm(4, 32)
     with pytest.raises(ValueError, match=r"'h.1.ln_2' \(GroupNorm\) is neither .* skip=\['h.1.mlp.c_fc.\*'\]"):
         find_sites(model, bank())
-
-
-def test_tied_embeddings_that_train_are_refused_with_both_uses():
-    with pytest.raises(ValueError, match=r"'transformer.wte' and 'lm_head'.* skip=\['transformer.wte.weight'\]"):
-        find_sites(gpt2(tied=True), bank())
 
 
 def test_dora_is_refused_by_name():

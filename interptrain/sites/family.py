@@ -110,7 +110,7 @@ class Family:
         Every parameter of the block must be one the family knows, trainable or not: a frozen norm behind a
         writer changes what the writer adds just as much as a trained one.
         """
-        kinds = ((self.attention, mlp) for mlp in self._mlps)
+        kinds = ((self.attention, mlp) for mlp in self.mlps)
         return next((kind for kind in kinds if not any(self._differences(block, kind))), None)
 
     def mismatch(self, block: nn.Module) -> list[str]:
@@ -118,10 +118,11 @@ class Family:
 
         The names in it are in quotes.
         """
-        return min((list(self._differences(block, (self.attention, mlp))) for mlp in self._mlps), key=nearness)
+        return min((list(self._differences(block, (self.attention, mlp))) for mlp in self.mlps), key=nearness)
 
     @property
-    def _mlps(self) -> tuple[Half, ...]:
+    def mlps(self) -> tuple[Half, ...]:
+        """What the second half of a block may be."""
         return (self.mlp,) if isinstance(self.mlp, Half) else self.mlp
 
     def _differences(self, block: nn.Module, halves: tuple[Half, Half]) -> Iterator[str]:

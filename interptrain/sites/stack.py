@@ -76,8 +76,9 @@ def _stacks(model: nn.Module, name: str, blocks: nn.ModuleList) -> Iterator[Stac
 
 def _why_not(name: str, blocks: nn.ModuleList) -> str:
     """The first block that keeps a list from being a stack, and how it differs from the family it comes nearest to."""
-    children = dict(blocks[0].named_children())
-    near = [family for family in FAMILIES if family.refused is None and family.attention.module in children]
+    children = {name for name, _ in blocks[0].named_children()}
+    readable = [family for family in FAMILIES if family.refused is None]
+    near = [f for f in readable if children & {half.module for half in (f.attention, *f.mlps)}]
     if not near:
         return f"'{name}' is a list of {type(blocks[0]).__name__}"
     differing = [_first_mismatch(family, blocks) for family in near]

@@ -82,7 +82,7 @@ class Shape:
         places: rows of a table of positions; 0 without one.
         biases: whether the linear maps have them, and the norms too.
         transposed: weights are stored `[in, out]`, as GPT-2's.
-        tied: the head is the embedding; where it trains it is neither read nor steered.
+        tied: the head is the embedding; where it trains it is counted as left out (`skip`).
         norms: in a block; each stands in front of its own readers.
     """
 
@@ -126,9 +126,7 @@ def llama(layers: int, width: int, keys: int, mlp: int, words: int) -> Shape:
 
 
 SHAPES = {
-    "Pythia-70m": Shape(  # for its size: its blocks, whose halves run side by side, are no family that is understood
-        6, 512, (1536, 2048), (512, 2048), 50304, biases=True
-    ),
+    "Pythia-70m": Shape(6, 512, (1536, 2048), (512, 2048), 50304, biases=True),
     "GPT-2": Shape(12, 768, (2304, 3072), (768, 3072), 50257, 1024, biases=True, transposed=True, tied=True),
     "Llama-3.1-8B": llama(32, 4096, 1024, 14336, 128256),
     "Llama-3.1-70B": llama(80, 8192, 1024, 28672, 128256),

@@ -116,3 +116,38 @@ def test_observing_changes_no_bit(name):
             assert metrics["concept/pirate/write/signed"] != 0
         ends.append(list(model.state_dict().values()))
     assert all(torch.equal(one, other) for end in ends[1:] for one, other in zip(ends[0], end, strict=True))
+
+
+@pytest.mark.parametrize(("family", "name"), [("opt", "0.fc2"), ("qwen2-moe", "0.mlp.shared_expert.down_proj")])
+def test_a_writer_that_receives_one_text_after_another_has_its_signed_write(family, name):
+    model, caught = started(family), []
+    (site,) = (each for each in find_sites(model, bank()) if each.name.endswith(f"{name}.weight"))
+    before = site.parameter.detach().clone()
+    optimizer = torch.optim.SGD([site.parameter], lr=1.0)
+    with attach(model, optimizer, bank(), sites=[site], meters=["write"], summary=False) as steering:
+        handle = site.module.register_forward_pre_hook(lambda _module, args: caught.append(args[0].detach()))
+        train(model, optimizer, 1)
+        handle.remove()
+        found = steering.metrics()["concept/royal/write/signed"]
+    assert caught[0].ndim == 2
+    mean = caught[0].view(4, 9, -1)[:, :-1].mean((0, 1))  # the last token of a text predicts nothing
+    expected = bank().select("royal").directions[0] @ (site.parameter.detach() - before) @ mean
+    assert found == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "mixtral-lora"])
+def test_a_bound_on_the_edit_holds_for_every_expert_that_writes(name):
+    model = started(name)
+    optimizer = torch.optim.AdamW(trained(model), lr=1e-3)
+    experts = [s for s in find_sites(model, bank(), where="update") if s.experts > 1 and s.role == "writer"]
+    assert len(experts) == 1
+    before, after = (RealisedSteps(experts, torch.eye(WIDTH)) for _ in range(2))  # every direction: the step itself
+    before.attach(optimizer)
+    with attach(model, optimizer, bank(), gain_of(30.0), where="update", norm_cap=0.1, summary=False):
+        after.attach(optimizer)
+        train(model, optimizer, 1)
+    for site in experts:
+        step, steered = (each.steps[0][site.name].unflatten(1, (3, -1)) for each in (before, after))
+        step, edit = (each.norm(dim=(0, 2)) for each in (step, steered - step))
+        assert (edit <= 0.11 * step).all()
+        assert (edit > 0.05 * step).all()

@@ -16,6 +16,7 @@ from interptrain.interventions.route import route
 from interptrain.recorders import MemoryRecorder
 from tests.helpers.interventions import assert_identical, attached, directions_of, hooks_of, make_bank, sgd, trainable
 from tests.helpers.models import WIDTH, Sentences, Tuning, fit, gpt2, llama, loader, lora, trainer, weights
+from tests.unit.sites.families import model_of
 
 
 def adapted(model):
@@ -534,3 +535,12 @@ def test_processes_that_share_a_batch_share_the_quarantines_gradient(bank, tmp_p
     assert not torch.allclose(*apart, rtol=0.1)
     assert torch.equal(*together)
     torch.testing.assert_close(together[0], (apart[0] + apart[1]) / 2)
+
+
+def test_experts_are_refused_by_name(bank):
+    """Beside a weight of many matrices, each with inputs of its own, no pair can be put."""
+    model = model_of("mixtral")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    steerer = Steerer(bank, find_sites(model, bank), route("pirate"))
+    with pytest.raises(ValueError, match=r"'model.layers.0.mlp.experts.down_proj' is a weight of experts"):
+        steerer.attach(model, optimizer)

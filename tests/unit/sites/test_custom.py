@@ -1,5 +1,8 @@
 """A model of one's own: names that no family has, described by a mapping."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -85,6 +88,13 @@ def _known():
     register_family(Family.from_mapping(MINE))
     yield
     FAMILIES.pop(0)
+
+
+def test_the_example_of_the_documentation_runs():
+    page = Path(__file__).parents[3] / "docs" / "families.md"
+    (example,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    exec(compile(example, page.name, "exec"), {})  # the page is ours
+    assert FAMILIES.pop(0).title == "mine"
 
 
 def test_a_model_is_not_known_before_it_is_described():

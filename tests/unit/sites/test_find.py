@@ -9,6 +9,7 @@ from torch import nn
 from interptrain.concepts.bank import ConceptBank
 from interptrain.sites import find_sites
 from tests.helpers.models import Tuning, llama, lora
+from tests.unit.sites.families import model_of
 from tests.unit.sites.models import FAMILIES, bank, gpt2
 
 CASES = [(name, False) for name in FAMILIES] + [(name, True) for name in FAMILIES if name != "plain"]
@@ -240,3 +241,19 @@ def test_a_direction_that_a_reader_cannot_see_is_refused_by_concept_and_name():
     flat = ConceptBank.from_directions({"flat": torch.ones(32)}, hook="blocks.0.hook_resid_post")
     with pytest.raises(ValueError, match=r"concept 'flat' \(row 0\) vanishes .* 'transformer.h.1.attn.c_attn.weight'"):
         find_sites(gpt2(), flat)
+
+
+@pytest.mark.parametrize(("family", "sees"), [("neox", False), ("neox-sequential", True)])
+def test_the_mlp_of_a_parallel_block_reads_before_what_its_attention_adds(family, sees):
+    model = model_of(family).eval()
+    name = "gpt_neox.layers.0.mlp.dense_h_to_4h.weight"
+    readers = [site.name for site in find_sites(model, bank(hook="blocks.0.hook_attn_out")) if site.role == "reader"]
+    assert (name in readers) is sees
+    received = []
+    model.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(
+        lambda _m, args: received.append(args[0])
+    )
+    for _ in range(2):
+        model(input_ids=torch.tensor([[1, 2, 3]]))
+        model.gpt_neox.layers[0].attention.dense.weight.data += 1
+    assert torch.equal(*received) is not sees

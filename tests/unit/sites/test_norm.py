@@ -52,6 +52,26 @@ def test_a_small_move_of_the_stream_comes_out_along_the_formula(build, centred, 
     assert cosine_similarity(moved, norm.in_front(direction)).min() > 0.99
 
 
+@pytest.mark.parametrize(("build", "centred", "offset"), NORMS.values(), ids=NORMS.keys())
+def test_what_moves_the_output_of_a_norm_along_a_direction_comes_in_along_the_transposed_formula(
+    build, centred, offset
+):
+    module = build()
+    norm = Norm(module, centred, offset)
+    stream, direction = torch.randn(20, WIDTH).requires_grad_(), torch.randn(1, WIDTH) + 1
+    out = module(stream)
+    (exact,) = torch.autograd.grad(out, stream, direction.expand_as(out))
+    assert cosine_similarity(exact, norm.behind(direction)).min() > 0.99
+
+
+def test_the_mean_is_taken_out_behind_the_gain_and_not_before_it():
+    module = NORMS["layer"][0]()
+    rows = torch.randn(1, WIDTH) + 1
+    behind = Norm(module, centred=True).behind(rows)
+    assert behind.mean().abs() < 1e-6
+    assert not torch.allclose(behind, Norm(module, centred=True).in_front(rows), atol=1e-2)
+
+
 def test_leaving_the_centring_out_would_be_noticed():
     module = NORMS["layer"][0]()
     stream, direction = torch.randn(1, WIDTH), torch.randn(1, WIDTH) + 1

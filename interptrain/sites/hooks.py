@@ -130,8 +130,8 @@ class HookPoint:
         stack = find_stack(model)
         module, side = self.locate_in(stack)
         if self._flat_in(stack):
-            block = _BlockInput(stack.blocks[self.layer])
-            return _Both(block.handle, _edit(module, side, block.shaped(change)))
+            block = BlockShape(stack.blocks[self.layer])
+            return Both(block.handle, _edit(module, side, block.shaped(change)))
         return _edit(module, side, change)
 
     def _flat_in(self, stack: Stack) -> bool:
@@ -192,7 +192,7 @@ def _passed_on(activation: Tensor, receive: Callable[[Tensor], None]) -> Tensor:
     return activation
 
 
-class _BlockInput:
+class BlockShape:
     """Remembers the shape of what a block receives."""
 
     def __init__(self, block: nn.Module) -> None:
@@ -202,12 +202,16 @@ class _BlockInput:
     def _look(self, _block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._shape = (args[0] if args else kwargs["hidden_states"]).shape
 
+    def of_texts(self, activation: Tensor) -> Tensor:
+        """`[batch * token, width]`, or what has that shape already, as `[batch, token, width]`."""
+        return activation.view(*self._shape[:-1], activation.shape[-1])
+
     def shaped(self, change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """A change of `[batch, token, d_model]` as one of `[batch * token, d_model]`."""
         return lambda flat: change(flat.view(self._shape)).view(flat.shape)
 
 
-class _Both(RemovableHandle):
+class Both(RemovableHandle):
     """Two handles as one."""
 
     def __init__(self, *handles: RemovableHandle) -> None:

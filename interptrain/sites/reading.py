@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
-from interptrain.sites.hooks import HookPoint
+from interptrain.sites.family import Half
+from interptrain.sites.hooks import BlockShape, Both, HookPoint
 from interptrain.sites.norm import Norm, WithoutHooks
 from interptrain.sites.stack import Stack, find_stack
 
@@ -83,15 +84,24 @@ class InputPoint:
             ValueError: the model has no known blocks, or too few.
         """
         stack = find_stack(model)
-        block, family = _block(stack, self), stack.family
+        block, (attention, mlp) = _block(stack, self), stack.halves[self.layer]
         if self.given == "z":
-            writer = block.get_submodule(family.attention.module).get_submodule(family.attention.writer)
+            writer = _writer_of(block, attention)
             return writer.register_forward_pre_hook(lambda _module, args: receive(args[0]))
-        norm = block.get_submodule(family.mlp.norm)
+        if mlp.norm is None:
+            raise ValueError(
+                f"'{self.name}' does not exist in '{stack.name}' ({stack.family.title}), whose MLP reads the stream "
+                f"without a norm; take 'blocks.{self.layer}.hook_resid_mid'"
+            )
+        norm, shape = block.get_submodule(mlp.norm), BlockShape(block)
         if self.given == "mlp_in":
-            return norm.register_forward_hook(lambda _module, _args, output: receive(output))
-        without_gain = _Normalized(self.name, norm)
-        return norm.register_forward_pre_hook(lambda _module, args: receive(without_gain(args[0])))
+            handle = norm.register_forward_hook(lambda _module, _args, output: receive(shape.of_texts(output)))
+        else:
+            without_gain = _Normalized(self.name, norm)
+            handle = norm.register_forward_pre_hook(
+                lambda _module, args: receive(without_gain(shape.of_texts(args[0])))
+            )
+        return Both(shape.handle, handle)
 
 
 def reading_point(name: str) -> HookPoint | InputPoint:
@@ -127,8 +137,8 @@ def heads_into_stream(model: nn.Module, layer: int) -> Float[Tensor, "d_z d_mode
 
     stack = find_stack(model)
     point = InputPoint(f"blocks.{layer}.attn.hook_z", layer, "z")
-    block, half = _block(stack, point), stack.family.attention
-    writer = block.get_submodule(half.module).get_submodule(half.writer)
+    block, (half, _) = _block(stack, point), stack.halves[layer]
+    writer = _writer_of(block, half)
     weight = next(writer.parameters())
     with evaluating(writer):
         ones = torch.eye(_width_of(writer), dtype=weight.dtype, device=weight.device)
@@ -137,6 +147,11 @@ def heads_into_stream(model: nn.Module, layer: int) -> Float[Tensor, "d_z d_mode
     if out is block.get_submodule(half.module):
         return rows.float().cpu()
     return Norm.of(f"blocks.{layer}.hook_attn_out", out, width=rows.shape[1]).in_front(rows.float()).cpu()
+
+
+def _writer_of(block: nn.Module, attention: Half) -> nn.Module:
+    """The output map of an attention."""
+    return block.get_submodule(f"{attention.module}.{attention.writers[0]}")
 
 
 def _width_of(writer: nn.Module) -> int:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
-from interptrain.sites.family import Half
 from interptrain.sites.hooks import BlockShape, Both, HookPoint
 from interptrain.sites.norm import Norm, WithoutHooks
 from interptrain.sites.stack import Stack, find_stack
@@ -86,7 +85,7 @@ class InputPoint:
         stack = find_stack(model)
         block, (attention, mlp) = _block(stack, self), stack.halves[self.layer]
         if self.given == "z":
-            writer = _writer_of(block, attention)
+            writer = block.get_submodule(attention.inside(attention.writers)[0])
             return writer.register_forward_pre_hook(lambda _module, args: receive(args[0]))
         if mlp.norm is None:
             raise ValueError(
@@ -138,7 +137,7 @@ def heads_into_stream(model: nn.Module, layer: int) -> Float[Tensor, "d_z d_mode
     stack = find_stack(model)
     point = InputPoint(f"blocks.{layer}.attn.hook_z", layer, "z")
     block, (half, _) = _block(stack, point), stack.halves[layer]
-    writer = _writer_of(block, half)
+    writer = block.get_submodule(half.inside(half.writers)[0])
     weight = next(writer.parameters())
     with evaluating(writer):
         ones = torch.eye(_width_of(writer), dtype=weight.dtype, device=weight.device)
@@ -147,11 +146,6 @@ def heads_into_stream(model: nn.Module, layer: int) -> Float[Tensor, "d_z d_mode
     if out is block.get_submodule(half.module):
         return rows.float().cpu()
     return Norm.of(f"blocks.{layer}.hook_attn_out", out, width=rows.shape[1]).in_front(rows.float()).cpu()
-
-
-def _writer_of(block: nn.Module, attention: Half) -> nn.Module:
-    """The output map of an attention."""
-    return block.get_submodule(f"{attention.module}.{attention.writers[0]}")
 
 
 def _width_of(writer: nn.Module) -> int:

@@ -98,7 +98,6 @@ FAMILIES: dict[str, Family] = {
     "qwen3_moe": Family("Qwen/Qwen3-30B-A3B", "qwen3_moe", words.QWEN_CHAT, WITH_HEADS | EXPERTS),
     "olmo2": Family("allenai/OLMo-2-0425-1B", "olmo2", words.OLMO, GROUPED, dtype=torch.float32),
 }  # fmt: skip
-KNOWN = ("gpt2", "llama", "mistral", "qwen2", "qwen3")  # those that `find_sites` takes
 
 
 def logits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from interptrain.concepts import from_saelens, load_sae_readout
 from interptrain.sites.find import find_sites
-from tests.helpers.families import FAMILIES, KNOWN, logits
+from tests.helpers.families import FAMILIES, logits
 from tests.helpers.releases import RELEASES
 from tests.helpers.words import TEXTS
 
@@ -30,7 +30,7 @@ def load(family: str, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(name)
     sae = SAE.from_pretrained(release.release, release.sae_id)
     bank = from_saelens(sae, release.concepts)
-    sites = find_sites(model, bank, skip=_tied(model)) if family in KNOWN else ()
+    sites = find_sites(model, bank)
     x = torch.randn(4, bank.d_model, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         latents, again = sae.encode(x), load_sae_readout(bank.readouts[bank.hooks[0]]).encode(x)
@@ -45,12 +45,6 @@ def load(family: str, folder: Path) -> None:
     (folder / f"{family}.json").write_text(json.dumps(found))
     tensors = {"directions": bank.directions, "logits": logits(model, tokenizer)}
     save_file(tensors, folder / f"{family}.safetensors")
-
-
-def _tied(model: torch.nn.Module) -> list[str]:
-    """Embeddings that the head shares, which `find_sites` asks to be left out."""
-    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    return [name for name, parameter in model.named_parameters() if parameter is table is head]
 
 
 if __name__ == "__main__":

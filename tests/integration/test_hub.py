@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.helpers.families import FAMILIES, KNOWN, logits
+from tests.helpers.families import FAMILIES, logits
 from tests.helpers.hub import serving
 from tests.helpers.releases import RELEASES, decoder, lay_out
 from tests.helpers.words import TEXTS
@@ -104,7 +104,7 @@ def test_model_and_tokenizer_are_those_of_the_repository(loaded, hub, family):
     assert words.chat is None or TEXTS[2] in found["chat"]
 
 
-@pytest.mark.parametrize("family", marked(KNOWN))
+@pytest.mark.parametrize("family", marked(FAMILIES))
 def test_a_known_family_s_model_takes_the_bank_of_its_release(loaded, family):
     sites = loaded(family).online[family]["sites"]
     layers = int(RELEASES[family].hook.split(".")[1]) + RELEASES[family].hook.endswith("resid_post")

@@ -11,12 +11,12 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from interptrain.recorders.document import read_report
-from tests.helpers.families import FAMILIES, KNOWN
+from tests.helpers.families import FAMILIES
 from tests.helpers.releases import RELEASES, lay_out
 from tests.helpers.sft_from_hub import STEPS, TUNINGS
 
 DEFAULT = ("gpt2", "llama")
-REST = tuple(family for family in KNOWN if family not in DEFAULT)
+REST = tuple(family for family in FAMILIES if family not in DEFAULT)
 LIMIT = 1200  # seconds for a process that trains several families
 
 
@@ -46,7 +46,7 @@ def trained(hub, tmp_path_factory):
 
 
 @pytest.mark.parametrize("tuning", TUNINGS)
-@pytest.mark.parametrize("family", marked(KNOWN))
+@pytest.mark.parametrize("family", marked(FAMILIES))
 def test_ten_steps_are_trained_and_the_concept_is_read_and_taken_out_of_every_update(trained, family, tuning):
     report = read_report(trained(family, tuning) / "report.json")
     (arm,) = report["arms"]
@@ -59,7 +59,7 @@ def test_ten_steps_are_trained_and_the_concept_is_read_and_taken_out_of_every_up
     assert report["concepts"][0]["says"] == f"sae {RELEASES[family].release} {RELEASES[family].sae_id}"
 
 
-@pytest.mark.parametrize("family", marked(KNOWN))
+@pytest.mark.parametrize("family", marked(FAMILIES))
 def test_the_weights_that_are_written_are_those_of_the_family_and_load_again(hub, trained, family):
     weights = trained(family, "lora") / "weights" / "steered-0"
     base = AutoModelForCausalLM.from_pretrained(hub.root / FAMILIES[family].model, dtype=torch.float32)

@@ -94,7 +94,7 @@ def test_a_writer_moved_along_a_direction_moves_the_stream_along_it_and_nowhere_
 def test_a_stream_moved_along_a_direction_reaches_a_reader_along_the_sites_direction(family, with_lora):
     model = build(family, with_lora)
     for site in sites_of(model, "reader"):
-        direction = away_from(value_at(model, site.norm.module, "input"))
+        direction = away_from(value_at(model, front(model, site), "input"))
         moved = answer(model, site, direction, "input")
         expected = site.directions(direction[None])[0]
         assert expected.norm() == pytest.approx(1), site.name
@@ -105,7 +105,7 @@ def test_a_stream_moved_along_a_direction_reaches_a_reader_along_the_sites_direc
 def test_a_readers_step_without_the_sites_direction_does_not_change_how_it_answers_to_the_stream(family, with_lora):
     model = build(family, with_lora)
     for site in sites_of(model, "reader"):
-        direction = away_from(value_at(model, site.norm.module, "input"))
+        direction = away_from(value_at(model, front(model, site), "input"))
         seen = site.directions(direction[None])[0]
         step = torch.randn_like(site.parameter)
         unseen = without(step, seen, site.axis)
@@ -125,12 +125,17 @@ def away_from(stream):
     return normalize(direction - basis @ (basis.T @ direction), dim=0)
 
 
+def front(model, site):
+    """What receives the stream in front of a reader: its norm, or the reader where it has none."""
+    return receiver(model, site)[0] if site.norm is None else site.norm.module
+
+
 def answer(model, site, direction, side, step=0.0):
     """How a reader's input or output moves when the stream in front of its norm moves along a direction.
 
     A weight that no module of its own applies, as an expert's, has what it does to its input as its output.
     """
-    norm, module, held = site.norm.module, *receiver(model, site)
+    norm, (module, held) = front(model, site), receiver(model, site)
     small = 1e-2 * value_at(model, norm, "input").norm(dim=-1, keepdim=True) * direction
     site.parameter.data += step
     ends, weight = [], held()

@@ -56,7 +56,7 @@ def test_ten_steps_are_trained_and_the_concept_is_read_and_taken_out_of_every_up
     assert max(map(abs, curves["concept/pirate/achieved"])) < 1e-2
     assert all(0 < share < 1 for share in curves["concept/pirate/demand"])
     assert run["scores"]["held_out_loss"] < report["before"]["scores"]["held_out_loss"]
-    assert report["concepts"][0]["says"] == f"sae {RELEASES[family].release} {RELEASES[family].sae_id}"
+    assert report["concepts"][0]["says"].startswith(f"sae {RELEASES[family].release} {RELEASES[family].sae_id}")
 
 
 @pytest.mark.parametrize("family", marked(FAMILIES))

@@ -50,6 +50,7 @@ from interptrain.recorders.document import (
     Verdict,
     write_report,
 )
+from interptrain.sae_fit import Fit, FitCheck
 from interptrain.sites import find_sites
 
 SUMMARY = "fine-tune a model of yours on data of yours, watched and steered by concept"
@@ -109,6 +110,7 @@ class Config:
     resume: bool = option("go on with a run that was cut off in the same folder", False)
     save_every: int = option("steps between two checkpoints to resume from", 100)
     memory_check: bool = option("refuse a run that cannot fit into memory", True)
+    sae_check: bool = option("refuse an SAE that explains little of the model, or more at another layer", True)
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -165,6 +167,7 @@ class Config:
         return bool(self.suppress or self.amplify or self.gate or self.retain)
 
 
+FREE = ("resume", "save_every", "memory_check", "sae_check")  # may differ in a run that goes on
 MIN_EXAMPLES, MAX_HELD = 8, 128
 SAMPLES = 4
 RANDOM_TOKENS = 0.2  # of the first batch: what a gate on random directions drops
@@ -199,6 +202,7 @@ class Prepared:
         probes: texts that are watched.
         arms: what is trained.
         memory: what training takes at least.
+        fits: how much of the model's own answers the bank's SAEs explain.
     """
 
     config: Config
@@ -211,6 +215,7 @@ class Prepared:
     probes: Mapping[str, list[dict[str, Tensor]]]
     arms: tuple[Treatment, ...]
     memory: Memory
+    fits: tuple[Fit, ...]
 
     @property
     def steps(self) -> int:
@@ -263,17 +268,28 @@ def prepare(config: Config) -> Prepared:
         bank = ConceptBank.load(config.out / "bank")
     find_sites(model, bank, skip=config.skip, where=config.where)
     treatments, probes = arms(config, voice.batches(own)), probe_sets(config.sought, voice, own, held)
+    fits = check_saes(config, FitCheck(bank).look(model, probes["neutral"]))
     unfinished.begin({"settings": settings(config), "own": [vars(each) for each in own]})
     bank.save(config.out / "bank")
     unused = len(rest) - len(train)
-    return Prepared(config, voice, train, held, own, unused, bank, probes, treatments, memory)
+    return Prepared(config, voice, train, held, own, unused, bank, probes, treatments, memory, fits)
+
+
+def check_saes(config: Config, fits: tuple[Fit, ...]) -> tuple[Fit, ...]:
+    """Refuse an SAE that is not the model's, or not this layer's.
+
+    Raises:
+        ValueError: it explains little, or clearly more at another layer.
+    """
+    for fit in fits if config.sae_check else ():
+        if fit.doubtful:
+            raise ValueError(f"{fit.doubt()} sae_check: false goes on regardless")
+    return fits
 
 
 def settings(config: Config) -> dict[str, Any]:
     """What a run that goes on must have been begun with."""
-    return {
-        name: value for name, value in as_json(config).items() if name not in ("resume", "save_every", "memory_check")
-    }
+    return {name: value for name, value in as_json(config).items() if name not in FREE}
 
 
 def acted_on(config: Config) -> tuple[str, ...]:
@@ -343,7 +359,7 @@ def run(prepared: Prepared, console: Console) -> Path:
         recipe="sft", choice=config.choice, tokenizer=voice.tokenizer, rows=prepared.train, bank=prepared.bank,
         probes=prepared.probes, score=score, answer=answer, out=config.out, steps=prepared.steps, rate=config.rate,
         batch=config.batch, accumulate=config.accumulate, every=config.every, probe_every=config.probe_every,
-        skip=config.skip, save_every=config.save_every, settings=as_json(config),
+        skip=config.skip, save_every=config.save_every, settings=as_json(config), options={"check_saes": False},
     )  # fmt: skip
     results = train_arms(training, prepared.arms, seeds=config.seeds, created=created, console=console)
     report = Report(
@@ -387,6 +403,8 @@ def introduce(prepared: Prepared, console: Console) -> None:
     """Say what is about to run and what was decided on the user's behalf."""
     console.print(summary(prepared), highlight=False)
     console.print(f"memory needed, at least: {decimal(prepared.memory.total)}", highlight=False)
+    for fit in prepared.fits:
+        console.print(str(fit), highlight=False)
     if prepared.unused:
         console.print(f"[yellow]{prepared.unused} examples are not used: max_length cut off their whole answer[/]")
     if DATA in prepared.bank.names and not prepared.config.concepts:

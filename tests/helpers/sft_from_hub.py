@@ -35,7 +35,7 @@ def fine_tune(family: str, tuning: str, folder: Path, data: Path) -> None:
         "recipe", "run", "sft", "--model", FAMILIES[family].model, "--data", str(data), "--tuning", tuning,
         "--sae", release.release, "--sae-id", release.sae_id, "--latents", f"pirate={','.join(map(str, latents))}",
         "--suppress", "pirate", "--steps", str(STEPS), "--batch", "4", "--rank", "4", "--max-length", "48",
-        "--learning-rate", "1e-3", "--held-out", "0.2", "--precision", "32",
+        "--learning-rate", "1e-3", "--held-out", "0.2", "--precision", "32", "--no-sae-check",
         "--out", str(folder / f"{family}-{tuning}"),
     ])  # fmt: skip
     assert status == 0

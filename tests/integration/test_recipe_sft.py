@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from interptrain import ConceptBank, cli
 from interptrain.recorders import read_curves
 from interptrain.recorders.document import read_report
-from interptrain.tiny_world import load_base, load_tokenizer
+from interptrain.tiny_world import load_base, load_sae, load_tokenizer
 from interptrain.tiny_world.corpus import document
 
 
@@ -133,6 +133,11 @@ def test_an_sae_that_is_not_the_model_s_is_refused_before_anything_is_written(tm
     for more in ((), ("--contrast", f"pirate={texts['shown']},{texts['absent']}")):
         said = refused(capsys, out, *plain, *more, "--sae", tmp_path / "narrow")
         assert "the SAE reads activations of width 64 but the model has 128" in said
+    trained = load_sae()
+    trained.cfg.metadata.hook_name = "blocks.1.hook_resid_post"
+    trained.save_model(tmp_path / "misplaced")
+    said = refused(capsys, out, *given, tmp_path / "misplaced")
+    assert "at blocks.2.hook_resid_post: was the SAE trained there? sae_check: false goes on regardless" in said
     deep = an_sae(tmp_path / "deep", hook="blocks.9.hook_resid_post")
     assert "is at layer 9 but 'base_model.model.model.layers' has 4 blocks" in refused(capsys, out, *given, deep)
     assert "asks for latent 99 but the SAE has 64" in refused(

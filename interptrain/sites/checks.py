@@ -25,7 +25,8 @@ def check_model(bank: ConceptBank, stack: Stack) -> None:
     if _normalise(bank.model) != _normalise(found):
         raise ValueError(
             f"the bank's directions belong to model '{bank.model}' but this one is '{found}'; if both share "
-            "their residual stream, say so with dataclasses.replace(bank, model=None), in a recipe with other_model: true"
+            "their residual stream, say so with dataclasses.replace(bank, model=None), or with other_model: true in a "
+            "recipe"
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 REPORT_SCHEMA = 1
 
@@ -79,6 +79,21 @@ class Arm(TypedDict):
     runs: list[Run]
 
 
+class RelearningRun(TypedDict):
+    """One seed of a relearning check: the rate of the topic after so many steps on a few of its examples."""
+
+    seed: int
+    checkpoints: list[Checkpoint]
+
+
+class Relearning(TypedDict):
+    """How soon a topic is back, from one kind of start."""
+
+    name: str
+    says: str
+    runs: list[RelearningRun]
+
+
 class Verdict(TypedDict):
     """An answer that follows from the numbers by a stated rule."""
 
@@ -115,6 +130,7 @@ class Report(TypedDict):
     arms: list[Arm]
     verdicts: list[Verdict]
     limits: list[str]
+    relearning: NotRequired[list[Relearning]]
 
 
 def write_report(report: Report, path: Path) -> Path:

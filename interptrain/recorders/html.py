@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from interptrain.recorders import curves
-from interptrain.recorders.document import Arm, Report, checked
+from interptrain.recorders.document import Arm, Checkpoint, Relearning, Report, checked
 
 
 class Panel(NamedTuple):
@@ -40,7 +40,7 @@ def render(report: Report) -> str:
     """
     report = checked(report)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"spread": spread, "dropped": dropped}
+    environment.filters |= {"spread": spread, "dropped": dropped, "rates": rates, "back": back}
     template = environment.from_string(resources.files(__package__).joinpath("report.html").read_text("utf-8"))
     return template.render(
         report=report,
@@ -75,6 +75,33 @@ def dropped(arm: Arm) -> str:
         if key.startswith("interptrain/") and key.endswith("/tokens")
     ]
     return _spread(shares) if shares else ""
+
+
+def rates(each: Relearning) -> list[float]:
+    """The rate at each look of a relearning check, a mean over seeds."""
+    looks = zip(*(run["checkpoints"] for run in each["runs"]), strict=True)
+    return [mean(_rate(look) for look in at_once) for at_once in looks]
+
+
+def back(each: Relearning) -> str:
+    """For each seed the first step looked at with a rate of a half or more.
+
+    Example:
+        >>> looks = [{"step": step, "scores": {"topic": rate}} for step, rate in ((0, 0.0), (2, 0.4), (4, 0.6))]
+        >>> back({"name": "a", "says": "", "runs": [{"seed": 0, "checkpoints": looks},
+        ...                                         {"seed": 1, "checkpoints": looks[:2]}]})
+        '4, more than 2'
+    """
+    found = []
+    for run in each["runs"]:
+        steps = [look["step"] for look in run["checkpoints"] if _rate(look) >= 0.5]
+        found.append(str(steps[0]) if steps else f"more than {run['checkpoints'][-1]['step']}")
+    return ", ".join(found)
+
+
+def _rate(look: Checkpoint) -> float:
+    (rate,) = look["scores"].values()
+    return rate
 
 
 def _spread(values: list[float]) -> str:

@@ -154,3 +154,15 @@ def test_a_gain_is_drawn_on_the_scale_of_gains():
     low, high = axes.get_ylim()
     assert low <= 0
     assert high >= 1
+
+
+def test_a_report_with_relearning_shows_when_each_seed_is_back_and_one_without_has_no_such_part():
+    looks = [{"step": step, "scores": {"topic": rate}} for step, rate in ((0, 0.0), (4, 0.75))]
+    runs = [{"seed": seed, "checkpoints": looks} for seed in range(2)]
+    report = small_report()
+    assert "How soon it comes back" not in render(report)
+    page = render({**report, "relearning": [{"name": "never <b>", "says": "", "runs": runs}]})
+    assert "How soon it comes back" in page
+    assert "<td>4, 4</td>" in page
+    assert '<td class="number">0.75</td>' in page
+    assert "never &lt;b&gt;" in page

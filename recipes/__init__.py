@@ -9,5 +9,6 @@ from __future__ import annotations
 
 RECIPES: dict[str, str] = {
     "sft": "interptrain.recipes.sft",
+    "unlearn": "interptrain.recipes.unlearn",
     "pirate-arithmetic": "interptrain.recipes.pirate_arithmetic",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import mean
 
-from interptrain.recorders.document import Arm, Run, Verdict
+from interptrain.recorders.document import Arm, Relearning, Run, Verdict
 
 MARGIN = 0.10  # a smaller difference of two rates is not called one
 SLACK = 0.05  # what a rate may lose and still count as kept
@@ -119,6 +119,56 @@ def no_rerouting(steered: Arm, unsteered: Arm, measures: Mapping[str, str], sibl
         f"in every seed its rates are at most {SLACK:.2f} higher than in {unsteered['name']}",
         {"largest_rise": max(risen)},
     )
+
+
+def forgotten(arm: Arm, before: Mapping[str, float], measure: str, label: str) -> Verdict:
+    """Whether a rate that was there before training is all but gone."""
+    rates = _scores(arm, measure)
+    return _verdict(
+        f"Did {label} go in {arm['name']}?",
+        max(rates) <= SLACK if before[measure] >= MARGIN else None,
+        f"{before[measure]:.2f} before training, {_means(measure, arm)}.",
+        f"in every seed the rate is at most {SLACK:.2f}",
+        {"largest_rate": max(rates)},
+    )
+
+
+def removed(arm: Relearning, never: Relearning, before: Mapping[str, float], measure: str) -> Verdict:
+    """Whether a topic comes back no faster than a model learns it that was never taught it."""
+    above = [
+        one["scores"][measure] - other["scores"][measure]
+        for run, untaught in zip(arm["runs"], never["runs"], strict=True)
+        for one, other in zip(run["checkpoints"], untaught["checkpoints"], strict=True)
+    ]
+    last = [mean(run["checkpoints"][-1]["scores"][measure] for run in each["runs"]) for each in (arm, never)]
+    return _verdict(
+        f"Is the topic gone in {arm['name']}, and not only hidden?",
+        max(above) <= MARGIN if before[measure] >= MARGIN else None,
+        f"Trained on a few of its examples the rate ends at {last[0]:.2f}, in {never['name']} at {last[1]:.2f}; at one "
+        f"look it is {max(above):.2f} above that.",
+        f"at no look of any seed is its rate more than {MARGIN:.2f} above that of {never['name']}",
+        {"largest_difference": max(above)},
+    )
+
+
+def returned_later(
+    name: str, steps: Sequence[int | None], others: Mapping[str, Sequence[int | None]], limit: int
+) -> Verdict:
+    """Whether a topic takes longer to come back than in other arms; `None`: it did not within the limit."""
+    pairs = [(own, other) for each in others.values() for own, other in zip(steps, each, strict=True)]
+    sooner = [own is not None and (other is None or own <= other) for own, other in pairs]
+    open_ = [own is None and other is None for own, other in pairs]
+    return _verdict(
+        f"Does the topic take longer to come back in {name} than in {' and '.join(others)}?",
+        False if any(sooner) else None if any(open_) else True,
+        "; ".join(f"{each}: {_steps(found, limit)}" for each, found in {name: steps, **others}.items()) + " steps.",
+        f"in every seed the rate is back at a half after more steps; left open where neither is within {limit}",
+        {"seeds_sooner_or_equal": float(sum(sooner))},
+    )
+
+
+def _steps(steps: Sequence[int | None], limit: int) -> str:
+    return ", ".join(f"more than {limit}" if step is None else str(step) for step in steps)
 
 
 def _verdict(question: str, held: bool | None, answer: str, rule: str, numbers: dict[str, float]) -> Verdict:

@@ -39,12 +39,12 @@ class Voice:
         rows = encode(self.tokenizer, examples, self.max_length)
         return [collate(part, int(self.tokenizer.pad_token_id)) for part in chunks(rows, AT_ONCE)]
 
-    def answers(self, examples: Sequence[Example], *, tokens: int = 48) -> list[str]:
-        """What the model says to the examples' prompts, greedily."""
+    def answers(self, examples: Sequence[Example], *, tokens: int = 48, at_once: int = AT_ONCE) -> list[str]:
+        """What the model says to the examples' prompts, greedily; so many tokens at most, so many prompts at once."""
         found: list[str] = []
         tokenizer, device = self.tokenizer, next(self.model.parameters()).device
         with evaluating(self.model):
-            for part in chunks(examples, AT_ONCE):
+            for part in chunks(examples, at_once):
                 prompts = [tokenizer(each.prompt, add_special_tokens=not each.templated)["input_ids"] for each in part]
                 asked = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(device)
                 said = self.model.generate(

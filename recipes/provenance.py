@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import platform
 from pathlib import Path
 from typing import Any
 
 from interptrain import ConceptBank
-from interptrain.recorders.document import Concept
+from interptrain.recorders.document import Concept, DataFile
 
 PACKAGES = ("interptrain", "torch", "pytorch-lightning", "transformers", "peft", "sae-lens", "wandb")
 
@@ -54,6 +55,32 @@ def concept_cards(bank: ConceptBank) -> list[Concept]:
     ]
 
 
+def data_file(path: Path, says: str, examples: int) -> DataFile:
+    """A file of texts, or a folder of a data set, by its name and hash; of a folder, that of all its files.
+
+    Args:
+        path: of the file or folder.
+        says: what it was for.
+        examples: how many it held.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder, "sums.jsonl")
+        ...     _ = file.write_text("{}")
+        ...     data_file(file, "trained on", 1)["sha256"][:8]
+        '44136fa3'
+    """
+    if path.is_dir():
+        found = hashlib.sha256()
+        for file in sorted(file for file in path.rglob("*") if file.is_file()):
+            found.update(f"{file.relative_to(path).as_posix()} {_sha256(file)}\n".encode())
+        digest = found.hexdigest()
+    else:
+        digest = _sha256(path)
+    return DataFile(name=path.name, says=says, sha256=digest, examples=examples)
+
+
 def make_folder(folder: Path) -> None:
     """Make an output folder, so that a run that cannot be kept fails before it trains.
 
@@ -67,6 +94,11 @@ def make_folder(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise ValueError(f"cannot write to '{folder}': {error}") from error
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _origin(bank: ConceptBank, name: str) -> str:

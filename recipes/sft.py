@@ -36,7 +36,7 @@ from interptrain.recipes.loading import (
     load_model,
     load_tokenizer,
 )
-from interptrain.recipes.provenance import as_json, concept_cards, versions
+from interptrain.recipes.provenance import as_json, concept_cards, data_file, versions
 from interptrain.recipes.settings import option
 from interptrain.recipes.unfinished import Unfinished
 from interptrain.recipes.voice import Voice
@@ -347,6 +347,8 @@ def run(prepared: Prepared, console: Console) -> Path:
     config, started, created = prepared.config, time.monotonic(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     introduce(prepared, console)
     voice, held, own = prepared.voice, prepared.held, prepared.own
+    total = len(prepared.train) + prepared.unused + len(held)
+    data = data_file(Path(str(config.data)), f"{len(prepared.train)} trained on, {len(held)} held out", total)
 
     def score(model: nn.Module) -> Scores:
         return {"held_out_loss": voice.mean_loss(model, held), "own_loss": voice.mean_loss(model, own)}
@@ -369,7 +371,7 @@ def run(prepared: Prepared, console: Console) -> Path:
         versions=versions(), concepts=concept_cards(prepared.bank), measures=list(MEASURES),
         headline=[measure["key"] for measure in MEASURES], pairs=[],
         before={"scores": before, "samples": said_before}, arms=results, verdicts=judged(results, before),
-        limits=list(LIMITS),
+        limits=list(LIMITS), data=[data],
     )  # fmt: skip
     write_report(report, config.out / "report.json")
     save_png(report, config.out / "curves.png")

@@ -79,6 +79,15 @@ class Arm(TypedDict):
     runs: list[Run]
 
 
+class DataFile(TypedDict):
+    """A file of training texts: how to tell it from any other."""
+
+    name: str
+    says: str
+    sha256: str
+    examples: int
+
+
 class RelearningRun(TypedDict):
     """One seed of a relearning check: the rate of the topic after so many steps on a few of its examples."""
 
@@ -130,6 +139,7 @@ class Report(TypedDict):
     arms: list[Arm]
     verdicts: list[Verdict]
     limits: list[str]
+    data: NotRequired[list[DataFile]]
     relearning: NotRequired[list[Relearning]]
 
 

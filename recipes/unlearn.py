@@ -41,10 +41,11 @@ from interptrain.recipes.loading import (
 )
 from interptrain.recipes.oppose import Oppose
 from interptrain.recipes.parallel import display
-from interptrain.recipes.provenance import as_json, concept_cards, make_folder, versions
+from interptrain.recipes.provenance import as_json, concept_cards, data_file, make_folder, versions
 from interptrain.recipes.relearning import back_after, fit, load_trained, relearn
 from interptrain.recipes.settings import option
 from interptrain.recipes.topics import NEUTRAL, Topic, read_topic, same, tiny_lesson, write_tiny_topic
+from interptrain.recipes.unfinished import Unfinished
 from interptrain.recipes.voice import Voice
 from interptrain.recorders.document import (
     REPORT_SCHEMA,
@@ -200,6 +201,7 @@ class Prepared:
         bank: the topic's concept, and a random one.
         probes: texts that are watched.
         memory: what training takes at least.
+        files: of the texts, what each is for and how many it holds.
     """
 
     config: Config
@@ -210,6 +212,7 @@ class Prepared:
     bank: ConceptBank
     probes: Mapping[str, list[dict[str, Tensor]]]
     memory: Memory
+    files: tuple[tuple[Path, str, int], ...]
 
     def rows(self, examples: Sequence[Example]) -> list[dict[str, list[int]]]:
         """Tokens and labels."""
@@ -231,6 +234,10 @@ def prepare(config: Config) -> Prepared:
 
     from interptrain.recipes.fine_tuner import quiet_libraries
 
+    unfinished = Unfinished(config.out)
+    if unfinished.folder.exists():
+        raise ValueError(f"'{config.out}' holds a run that was cut off; unlearn starts anew: name another folder")
+    unfinished.claim(as_json(config), resume=False)
     quiet_libraries()
     logging.disable_progress_bar()
     if config.embedded:
@@ -257,10 +264,21 @@ def prepare(config: Config) -> Prepared:
     if not own:
         raise ValueError(f"'{config.model}' says nothing to the first {len(held.keep)} questions of '{config.keep}'")
     make_folder(config.out)
+    unfinished.begin({"settings": as_json(config)})
     return Prepared(
         config, choice, voice, train, replace(held, keep=own), bank,
-        probe_sets(sought, voice, own[:PROBES], held.forget), memory,
+        probe_sets(sought, voice, own[:PROBES], held.forget), memory, files_of(config_texts, topic, train),
     )  # fmt: skip
+
+
+def files_of(config: Config, topic: Topic, train: Topic) -> tuple[tuple[Path, str, int], ...]:
+    """The files of the texts, what each is for and how many it holds."""
+    all_files = (
+        (config.forget, f"what is to go, {len(train.forget)} trained on", len(topic.forget)),
+        (config.keep, f"what is to stay, {len(train.keep)} used in training", len(topic.keep)),
+        (config.siblings, "the topic asked for in other ways, only measured", len(topic.siblings)),
+    )
+    return tuple((file, says, count) for file, says, count in all_files if file is not None)
 
 
 def texts(config: Config, tokenizer: Any) -> Topic:
@@ -412,6 +430,7 @@ def run(prepared: Prepared, console: Console) -> Path:
     config, started, created = prepared.config, time.monotonic(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     console.print(summary(prepared), highlight=False)
     prepared.bank.save(config.out / "bank")
+    data = [data_file(file, says, count) for file, says, count in prepared.files]
     score = scorer(prepared)
 
     def answer(model: Any) -> list[Sample]:
@@ -434,11 +453,12 @@ def run(prepared: Prepared, console: Console) -> Path:
         versions=versions(), concepts=concept_cards(prepared.bank), measures=measures, headline=["topic", "keep"],
         pairs=[], before={"scores": before, "samples": said_before}, arms=results,
         verdicts=judged(config, results, relearning, before),
-        limits=[*LIMITS, *(TINY_LIMITS if config.embedded else ())], relearning=relearning,
+        limits=[*LIMITS, *(TINY_LIMITS if config.embedded else ())], data=data, relearning=relearning,
     )  # fmt: skip
     write_report(report, config.out / "report.json")
     save_png(report, config.out / "curves.png")
     page = write_html(report, config.out / "report.html")
+    Unfinished(config.out).end()
     show(report, page, console)
     return page
 

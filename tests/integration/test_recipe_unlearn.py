@@ -61,7 +61,9 @@ def test_every_arm_starts_from_the_same_model_and_batch_and_does_what_its_name_s
 def test_a_topic_that_was_never_known_is_found_in_no_verdict_to_have_gone(report):
     """Two steps of teaching teach nothing."""
     assert report["before"]["scores"]["topic"] < 0.5
-    gone = [each["status"] for each in report["verdicts"] if "gone" in each["question"] or " go in " in each["question"]]
+    gone = [
+        each["status"] for each in report["verdicts"] if "gone" in each["question"] or " go in " in each["question"]
+    ]
     assert len(gone) == 3 * len(ARMS)
     assert set(gone) == {"undecided"}
 

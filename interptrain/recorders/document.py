@@ -175,8 +175,10 @@ def read_report(path: Path) -> Report:
         document = json.loads(path.read_text())
     except FileNotFoundError:
         raise ValueError(f"'{path}' does not exist; a recipe writes it at its end") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"'{path}' is not JSON ({error}); was it truncated?") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"'{path}' holds a {type(document).__name__}, expected an object")
     return checked(document)
 
 

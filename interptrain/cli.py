@@ -1,4 +1,4 @@
-"""The command line: `interptrain --version`, `doctor`, `recipe list|show|init|run`, `tiny-world build`."""
+"""The command line: `interptrain --version`, `doctor`, `recipe list|show|init|run`, `export`, `tiny-world build`."""
 
 from __future__ import annotations
 
@@ -68,6 +68,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("name", metavar="NAME", help="RECIPE or RECIPE/CONFIGURATION")
     run.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="the recipe's own options")
     run.set_defaults(command=_run_recipe, parser=run)
+
+    export = commands.add_parser("export", help="a run's adapter or model as a folder for a hub, with a model card")
+    export.add_argument("run", type=Path, metavar="RUN", help="folder that a recipe wrote")
+    export.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write; new or empty")
+    export.add_argument("--arm", help="which arm (default: the steered one, or the only one)")
+    export.add_argument("--seed", type=int, help="which of its runs (default: the first)")
+    export.set_defaults(command=_export, parser=export)
 
     tiny = commands.add_parser("tiny-world", help="the embedded model, its SAE and its concepts").add_subparsers(
         required=True, metavar="COMMAND"
@@ -159,6 +166,20 @@ def _recipe(name: str, parser: argparse.ArgumentParser) -> Any:
     if name not in RECIPES:
         parser.error(f"unknown recipe '{name}'; there are: {', '.join(RECIPES)}")
     return importlib.import_module(RECIPES[name])
+
+
+def _export(options: argparse.Namespace, console: Console) -> int:
+    from interptrain.export import export
+
+    try:
+        written = export(options.run, options.to, arm=options.arm, seed=options.seed)
+    except ValueError as mistake:
+        options.parser.error(str(mistake))
+    if written.left_out:
+        console.print(f"left out: {', '.join(written.left_out)}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"written to {written.folder}: {', '.join(written.files)}", markup=False, highlight=False,
+                  soft_wrap=True)  # fmt: skip
+    return 0
 
 
 def _build_tiny_world(options: argparse.Namespace, console: Console) -> int:

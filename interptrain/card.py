@@ -30,12 +30,12 @@ def text(value: Any) -> str:
 
     Example:
         >>> text("a|b\n---\n</script> [x](y)")
-        'a\\|b --- &lt;/script&gt; \\[x\\]\\(y\\)'
+        'a\\|b --- &lt;/script&gt; \\[x\\](y)'
     """
     one_line = " ".join(str(value).split())
     plain = "".join(sign for sign in one_line if unicodedata.category(sign)[0] != "C")
     plain = f"{plain[:LONGEST]}…" if len(plain) > LONGEST else plain
-    escaped = re.sub(r"([\\`*_\[\]()#|~!$:@{}])", r"\\\1", plain)
+    escaped = re.sub(r"([\\`*_\[\]#|~$@]|:(?=//))", r"\\\1", plain)
     escaped = re.sub(r"^([-+=])", r"\\\1", escaped).replace("www.", "www\\.")  # no list, rule or link either
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
@@ -94,13 +94,20 @@ def _effect(facts: Facts) -> str:
         )
     if facts["arm"]["seeds"] == 1:
         missing.append("One seed: a lead, not a result.")
-    heads = ("", *(text(measure["label"]) for measure in measures))
+    if all(measure["key"].endswith("loss") for measure in measures):
+        missing.append("What the model says was not scored: these are losses and activations.")
+    realised = [name for name in own["realised"] if not name.startswith("random")]
+    heads = ("", *(text(measure["label"]) for measure in measures),
+             *(f"{text(name)} on neutral texts" for name in realised))  # fmt: skip
     rows = [
         (text(each["name"]) + (" (this model)" if each is own else ""),
-         *(_figure(each["scores"].get(measure["key"])) for measure in measures))
+         *(_figure(each["scores"].get(measure["key"])) for measure in measures),
+         *(_figure(each["realised"].get(name)) for name in realised))
         for each in facts["scores"]
     ]  # fmt: skip
     says = [f"- {text(measure['label'])}: {text(measure['says'])}" for measure in measures]
+    if realised:
+        says.append("- on neutral texts: how far those have moved along the concept; 1 is as far as texts that show it")
     heading = "## What was prevented, and what it cost\n"
     return "\n".join([heading, *(f"{each}\n" for each in missing), table(heads, rows), *says, ""])
 

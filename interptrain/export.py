@@ -36,6 +36,7 @@ TAKEN = {
 EDITED = ("adapter_config.json", "config.json", "tokenizer_config.json")  # they may name folders of this machine
 NAMES = ("base_model_name_or_path", "_name_or_path", "name_or_path")
 HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
+NEUTRAL = "realised/neutral/fraction"
 CONTROLS = ("random",)  # what the names of control arms begin with
 UNSTEERED = ("observed", "unsteered", "answers")  # as the recipes call the arm that others are compared with
 
@@ -141,8 +142,10 @@ def _facts(
         "tokens_dropped": tokens_dropped(one),
         "measures": report["measures"],
         "scores": [
-            {"name": "before training", "kind": "before", "says": "", "scores": report["before"]["scores"]},
-            *({"name": each["name"], "kind": _kind(each), "says": each["says"], "scores": paired["scores"]}
+            {"name": "before training", "kind": "before", "says": "", "scores": report["before"]["scores"],
+             "realised": {}},
+            *({"name": each["name"], "kind": _kind(each), "says": each["says"], "scores": paired["scores"],
+               "realised": _realised(paired, [concept["name"] for concept in report["concepts"]])}
               for each in (arm, *others) if (paired := _run_of(each, one["seed"])) is not None),
         ],
         "relearning": report.get("relearning", []),
@@ -168,6 +171,12 @@ def meters_at_end(one: Run, concepts: list[str]) -> dict[str, dict[str, float]]:
         known = {key: [value for value in values if value is not None] for key, values in curves.items()}
         found[name] = {key: values[-1] for key, values in known.items() if values}
     return found
+
+
+def _realised(one: Run, concepts: list[str]) -> dict[str, float]:
+    """How far neutral texts have moved along each concept at the end, as a share of the way to texts that show it."""
+    found = meters_at_end(one, concepts)
+    return {name: found[name][NEUTRAL] for name in concepts if NEUTRAL in found[name]}
 
 
 def tokens_dropped(one: Run) -> dict[str, float]:

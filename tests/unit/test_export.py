@@ -99,6 +99,10 @@ def test_the_card_carries_provenance_meters_and_what_the_other_arms_measured(ran
         for value in arm["runs"][0]["scores"].values():
             assert f"{value:.3g}" in card
     assert "was not measured" not in card
+    assert "What the model says was not scored" in card
+    for arm in report["arms"]:
+        (*_, last) = arm["runs"][0]["curves"]["concept/data/realised/neutral/fraction"]
+        assert f"| {last:.3g} |" in card
     demand = [value for value in report["arms"][1]["runs"][0]["curves"]["concept/data/demand"] if value is not None]
     assert facts["meters"]["data"]["demand"] == demand[-1]
     assert f"| data | demand | {demand[-1]:.3g} |" in card

@@ -353,14 +353,15 @@ def arms(prepared: Prepared) -> tuple[Treatment, ...]:
     config = prepared.config
     keep = retain(prepared.batches(prepared.topic.keep), config.keep_weight)
     away = Oppose(prepared.batches(prepared.topic.forget), config.oppose_weight)
+    taught, kept = "Taught neutral answers to the topic's questions", " What is said elsewhere is kept (KL)."
     return (
-        Treatment("answers", "Neutral answers to the topic's questions; what is said elsewhere is kept (KL).", [keep]),
-        Treatment("oppose", "The same, and the old answers are made unlikely (negative preference optimisation).",
+        Treatment("answers", f"{taught}.{kept}", [keep]),
+        Treatment("oppose", f"{taught}, and the old answers made unlikely (negative preference optimisation).{kept}",
                   [away, keep]),
-        Treatment(EMPHASIS, f"Neutral answers, of which tokens whose gradient lies in the topic's directions count "
-                  f"{config.emphasis:g} times.", [emphasise(config.concept, config.emphasis), keep]),
-        Treatment(RANDOM, f"Control: the same by random directions, of at least {RANDOM_TOKENS:.0%} of the first "
-                  "batch's tokens.",
+        Treatment(EMPHASIS, f"{taught}, of which tokens whose gradient lies in the topic's directions count "
+                  f"{config.emphasis:g} times.{kept}", [emphasise(config.concept, config.emphasis), keep]),
+        Treatment(RANDOM, f"Control: {taught.lower()}, of which tokens whose gradient lies in random directions "
+                  f"count as much, {RANDOM_TOKENS:.0%} of the first batch's.{kept}",
                   [emphasise(f"random-{config.concept}", config.emphasis, tokens=RANDOM_TOKENS), keep]),
     )  # fmt: skip
 

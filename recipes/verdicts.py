@@ -134,19 +134,23 @@ def forgotten(arm: Arm, before: Mapping[str, float], measure: str, label: str) -
 
 
 def removed(arm: Relearning, never: Relearning, before: Mapping[str, float], measure: str) -> Verdict:
-    """Whether a topic comes back no faster than a model learns it that was never taught it."""
-    above = [
-        one["scores"][measure] - other["scores"][measure]
-        for run, untaught in zip(arm["runs"], never["runs"], strict=True)
-        for one, other in zip(run["checkpoints"], untaught["checkpoints"], strict=True)
-    ]
+    """Whether a topic comes back no faster than a model learns it that was never taught it.
+
+        mean over looks of (rate - rate of the never taught)        seed by seed
+
+    Of single looks the largest difference is mostly chance: two seeds of the never taught differ by more than that.
+    """
+    rates, untaught = (
+        [mean(look["scores"][measure] for look in run["checkpoints"]) for run in each["runs"]] for each in (arm, never)
+    )
+    above = [own - other for own, other in zip(rates, untaught, strict=True)]
     last = [mean(run["checkpoints"][-1]["scores"][measure] for run in each["runs"]) for each in (arm, never)]
     return _verdict(
-        f"Is the topic gone in {arm['name']}, and not only hidden?",
+        f"Does the topic come back no faster in {arm['name']} than it is learnt in {never['name']}?",
         max(above) <= MARGIN if before[measure] >= MARGIN else None,
-        f"Trained on a few of its examples the rate ends at {last[0]:.2f}, in {never['name']} at {last[1]:.2f}; at one "
-        f"look it is {max(above):.2f} above that.",
-        f"at no look of any seed is its rate more than {MARGIN:.2f} above that of {never['name']}",
+        f"Trained on a few of its examples the rate ends at {last[0]:.2f}, in {never['name']} at {last[1]:.2f}; over "
+        f"all looks it is at most {max(above):.2f} above that in any seed.",
+        f"in every seed its mean rate over all looks is at most {MARGIN:.2f} above that of {never['name']}",
         {"largest_difference": max(above)},
     )
 

@@ -19,10 +19,10 @@ ARMS = ("answers", "oppose", "emphasise", "random-emphasise")
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("here") / "out"
-    few = {"seeds": 1, "steps": 2, "teach_steps": 2, "relearn_steps": 2, "asked": 4, "relearn_examples": 4}
+    few = {"seeds": 1, "steps": 1, "teach_steps": 1, "relearn_steps": 1, "asked": 2, "relearn_examples": 2}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "disabled")
-        run(prepare(Config(out=folder, max_length=64, answer_tokens=12, **few)), Console(quiet=True))
+        run(prepare(Config(out=folder, max_length=64, answer_tokens=4, **few)), Console(quiet=True))
     return folder
 
 
@@ -43,7 +43,7 @@ def test_the_report_holds_every_arm_and_how_soon_each_start_relearns(report):
     assert tuple(each["name"] for each in report["relearning"]) == (*ARMS, NEVER)
     for each in report["relearning"]:
         (only,) = each["runs"]
-        assert [look["step"] for look in only["checkpoints"]] == [0, 1, 2]
+        assert [look["step"] for look in only["checkpoints"]] == [0, 1]
     for arm, each in zip(report["arms"], report["relearning"], strict=False):
         assert each["runs"][0]["checkpoints"][0]["scores"]["topic"] == arm["runs"][0]["scores"]["topic"]
 
@@ -59,7 +59,7 @@ def test_every_arm_starts_from_the_same_model_and_batch_and_does_what_its_name_s
 
 
 def test_a_topic_that_was_never_known_is_found_in_no_verdict_to_have_gone(report):
-    """Two steps of teaching teach nothing."""
+    """One step of teaching teaches nothing."""
     assert report["before"]["scores"]["topic"] < 0.5
     gone = [
         each["status"] for each in report["verdicts"] if "gone" in each["question"] or " go in " in each["question"]

@@ -63,7 +63,9 @@ def _introduction(facts: Facts) -> str:
         f"({text(facts['created'])}): arm {text(arm['name'])}, seed {text(arm['seed'])}, one of {arm['seeds']}.",
         *(["The adapter's base is a model that the recipe made first; it lies in the run's folder `start` and is not "
            "part of this export."] if facts["start_in_run"] else
-          [] if facts["on_hub"] else ["The base model is not known to be on a hub."]),
+          [] if facts["on_hub"] else
+          ["The base model ships with interptrain: `interptrain.tiny_world.load_base()`."]
+          if facts["base_model"] == "tiny-world" else ["The base model is not known to be on a hub."]),
         *([] if facts["tokenizer"] else ["The tokenizer is the base model's."]),
         "No license was chosen; the base model's and the data's apply.",
     ]  # fmt: skip

@@ -8,7 +8,7 @@ become unlikely, so that it does not run away. The baseline that knows no concep
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -35,12 +35,12 @@ class Oppose:
         weight: of the term beside the loss.
     """
 
-    answers: Iterable[Mapping[str, Tensor]] = field(repr=False)
+    answers: Sequence[Mapping[str, Tensor]] = field(repr=False)
     weight: float = 1.0
 
     def attach(self, context: Context) -> None:
         """Read how likely the answers are now, and add the term's gradient before every step."""
-        texts = ProbeTexts("oppose", context, tuple(self.answers), log_likelihoods, what="log-likelihoods")
+        texts = ProbeTexts("oppose", context, self.answers, log_likelihoods, what="log-likelihoods")
 
         def add(_loss_scale: Tensor | float) -> None:
             with texts.next() as (now, before):

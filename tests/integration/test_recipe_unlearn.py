@@ -62,7 +62,9 @@ def test_a_topic_that_was_never_known_is_found_in_no_verdict_to_have_gone(report
     """One step of teaching teaches nothing."""
     assert report["before"]["scores"]["topic"] < 0.5
     gone = [
-        each["status"] for each in report["verdicts"] if "no faster" in each["question"] or " go in " in each["question"]
+        each["status"]
+        for each in report["verdicts"]
+        if "no faster" in each["question"] or " go in " in each["question"]
     ]
     assert len(gone) == 3 * len(ARMS)
     assert set(gone) == {"undecided"}
@@ -118,7 +120,7 @@ def test_the_topic_goes_and_what_comes_back_is_told_from_what_was_never_taught(t
     scores = {arm["name"]: arm["runs"][0]["scores"] for arm in report["arms"]}
     assert scores["oppose"]["topic"] <= 0.05
     assert all(each["topic"] < report["before"]["scores"]["topic"] - 0.4 for each in scores.values())
-    assert all(each["keep"] > 0.9 for each in scores.values())
+    assert all(each["keep"] > 0.9 for name, each in scores.items() if name != "oppose")  # which pays with it
     again = {each["name"]: each["runs"][0]["checkpoints"] for each in report["relearning"]}
     assert back_after(again[NEVER], "topic") is None
     assert again["answers"][-1]["scores"]["topic"] > again[NEVER][-1]["scores"]["topic"]

@@ -12,6 +12,7 @@ import torch
 import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from interptrain import ConceptBank, cli
 from interptrain.card import text
@@ -200,6 +201,29 @@ def test_a_base_of_the_hub_is_named(ran, tmp_path):
     assert front["base_model"] == "Qwen/Qwen3-1.7B"
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "Qwen/Qwen3-1.7B"
+
+
+def test_a_whole_model_is_exported_as_one_that_transformers_loads(ran, tmp_path):
+    report = json.loads((ran / "report.json").read_text())
+    report["config"]["model"] = "/home/me/models/mine"
+    run = _meddled(ran, tmp_path, report)
+    weights, model = run / "weights" / "steered-0", load_base()
+    for path in weights.iterdir():
+        path.unlink()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2)
+    model.save_pretrained(weights)
+    config = json.loads((weights / "config.json").read_text())
+    (weights / "config.json").write_text(json.dumps({**config, "_name_or_path": "/home/me/models/mine"}))
+    folder = export(run, tmp_path / "to").folder
+    found = AutoModelForCausalLM.from_pretrained(folder)
+    assert torch.equal(found.lm_head.weight, model.lm_head.weight)
+    card = (folder / "README.md").read_text()
+    assert yaml.safe_load(card.split("---\n")[1]) == {"library_name": "transformers", "tags": ["interptrain"]}
+    assert "A fine-tuned copy of mine" in card
+    assert "The base model is not known to be on a hub." in card
+    assert "The tokenizer is the base model's." in card
+    assert "/home" not in card + (folder / "interptrain.json").read_text() + (folder / "config.json").read_text()
 
 
 @pytest.mark.parametrize("weights", ["../secret", "/etc", "", ".", "weights/../../secret"])

@@ -118,7 +118,11 @@ def probe_sets(sought: Sought, voice: Voice, own: Sequence[Example], held: Seque
     }
     if not (sought.bank or sought.latents or sought.contrast):
         shown = {DATA: held}
-    return {name: voice.batches(texts[:PROBES]) for name, texts in (("neutral", own), *shown.items())}
+    sets = {"neutral": own, **shown}
+    for name, texts in sets.items():
+        if len(texts) < 2:
+            raise ValueError(f"{len(texts)} text shows '{name}', expected two or more to tell it from others by")
+    return {name: voice.batches(texts[:PROBES]) for name, texts in sets.items()}
 
 
 def _from_means(

@@ -207,6 +207,16 @@ def load_config(choice: ModelChoice) -> PretrainedConfig:
         ) from error
 
 
+def device() -> torch.device:
+    """Where models are run: the first GPU, else this machine's CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def in_bf16(precision: str) -> bool:
+    """Whether a setting asks for bfloat16: `bf16`, or `auto` on a GPU that has it."""
+    return precision == "bf16" or (precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported())
+
+
 def free_memory() -> tuple[int, str]:
     """Bytes that are free where the model will train, and what that is: the first GPU, else this machine."""
     if torch.cuda.is_available():

@@ -32,7 +32,9 @@ from interptrain.recipes.loading import (
     ModelChoice,
     Tuning,
     check_memory,
+    device,
     estimate,
+    in_bf16,
     load_model,
     load_tokenizer,
 )
@@ -152,9 +154,7 @@ class Config:
     @property
     def bf16(self) -> bool:
         """Whether weights and products are in bfloat16."""
-        return self.precision == "bf16" or (
-            self.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        )
+        return in_bf16(self.precision)
 
     @property
     def rate(self) -> float:
@@ -168,7 +168,7 @@ class Config:
 
 
 FREE = ("resume", "save_every", "memory_check", "sae_check")  # may differ in a run that goes on
-MIN_EXAMPLES, MAX_HELD = 8, 128
+MIN_EXAMPLES, MIN_HELD, MAX_HELD = 8, 2, 128
 SAMPLES = 4
 RANDOM_TOKENS = 0.2  # of the first batch: what a gate on random directions drops
 
@@ -245,7 +245,7 @@ def prepare(config: Config) -> Prepared:
     if len(examples) < MIN_EXAMPLES:
         raise ValueError(f"'{config.data}' has {len(examples)} examples, expected at least {MIN_EXAMPLES}")
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist()
-    count = min(MAX_HELD, max(1, round(config.held_out * len(examples))))
+    count = min(MAX_HELD, max(MIN_HELD, round(config.held_out * len(examples))))
     held, rest = [examples[n] for n in order[:count]], [examples[n] for n in order[count:]]
     train = encode(tokenizer, rest, config.max_length)
     if not train:
@@ -256,12 +256,15 @@ def prepare(config: Config) -> Prepared:
     memory = check(config.choice, config.batch, min(config.max_length, max(len(row["input_ids"]) for row in train)))
 
     torch.manual_seed(0)
-    model = load_model(config.choice).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(config.choice).to(device())
     voice = Voice(model, tokenizer, config.max_length)
     held = voice.questions(held)
     own = voice.own(held[:PROBES]) if kept is None else [Example(**each) for each in kept["own"]]
-    if not own:
-        raise ValueError(f"'{config.model}' says nothing to the first {PROBES} questions of '{config.data}'")
+    if len(own) < MIN_HELD:
+        raise ValueError(
+            f"'{config.model}' answers {len(own)} of the first {len(held[:PROBES])} held-out questions of "
+            f"'{config.data}', expected at least {MIN_HELD}: are these its kind of texts?"
+        )
     if kept is None:
         bank = with_random(find_bank(config.sought, voice, voice.questions(rest[:TEXTS])), acted_on(config))
     else:
@@ -357,6 +360,7 @@ def run(prepared: Prepared, console: Console) -> Path:
         return voice.samples(model, held[:SAMPLES])
 
     before, said_before = score(voice.model), answer(voice.model)
+    voice.rest()
     training = Training(
         recipe="sft", choice=config.choice, tokenizer=voice.tokenizer, rows=prepared.train, bank=prepared.bank,
         probes=prepared.probes, score=score, answer=answer, out=config.out, steps=prepared.steps, rate=config.rate,

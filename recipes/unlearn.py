@@ -35,7 +35,9 @@ from interptrain.recipes.loading import (
     ModelChoice,
     Tuning,
     check_memory,
+    device,
     estimate,
+    in_bf16,
     load_model,
     load_tokenizer,
 )
@@ -144,9 +146,7 @@ class Config:
     @property
     def bf16(self) -> bool:
         """Whether weights and products are in bfloat16."""
-        return self.precision == "bf16" or (
-            self.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        )
+        return in_bf16(self.precision)
 
     @property
     def rate(self) -> float:
@@ -255,7 +255,7 @@ def prepare(config: Config) -> Prepared:
     memory = check(choice, config.batch, longest)
 
     torch.manual_seed(0)
-    model = load_model(choice).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(choice).to(device())
     voice = Voice(model, tokenizer, config.max_length)
     sought = where_found(config_texts)
     bank = with_random(find_bank(sought, voice, []), [config.concept])
@@ -413,7 +413,7 @@ def check_relearning(prepared: Prepared, results: Sequence[Arm], console: Consol
                     bars.update(bar, completed=step)
 
                 torch.manual_seed(seed)
-                model = load_trained(choice, folder).to(prepared.voice.model.device)
+                model = load_trained(choice, folder).to(device())
                 looks = relearn(
                     model, few, score, steps=config.relearn_steps, every=max(1, config.relearn_steps // 10),
                     rate=config.rate, batch=config.batch, pad=pad, seed=seed, tell=tell,
@@ -438,6 +438,7 @@ def run(prepared: Prepared, console: Console) -> Path:
         return prepared.voice.samples(model, [*prepared.held.forget[:SAMPLES], *prepared.held.keep[:SAMPLES]])
 
     before, said_before = score(prepared.voice.model), answer(prepared.voice.model)
+    prepared.voice.rest()
     training = Training(
         recipe="unlearn", choice=prepared.choice, tokenizer=prepared.voice.tokenizer,
         rows=prepared.rows(prepared.topic.neutral), bank=prepared.bank, probes=prepared.probes, score=score,

@@ -34,6 +34,10 @@ class Voice:
     tokenizer: PreTrainedTokenizerBase
     max_length: int
 
+    def rest(self) -> None:
+        """Give the model's memory back, once nothing more is asked of it; other models may still be looked at."""
+        self.model.to("meta")
+
     def batches(self, examples: Sequence[Example]) -> list[dict[str, Tensor]]:
         """Batches for a model to look at, in order."""
         rows = encode(self.tokenizer, examples, self.max_length)

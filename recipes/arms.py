@@ -73,6 +73,7 @@ class Training:
         save_every: steps between two checkpoints, from which a run that was cut off goes on; None keeps none.
         options: further ones of the callback.
         settings: for W&B.
+        redraw: concepts for which every seed draws as many random directions, as `random-NAME`.
     """
 
     recipe: str
@@ -94,6 +95,7 @@ class Training:
     save_every: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    redraw: Sequence[str] = ()
 
 
 def train_arms(
@@ -136,7 +138,8 @@ def train(training: Training, treatment: Treatment, seed: int, created: str, tel
     if checkpoint is None:
         curves.unlink(missing_ok=True)
     steering = ConceptSteering(
-        training.bank, treatment.acts, where=treatment.where, every=training.every, skip=training.skip, summary=False,
+        with_random(training.bank, training.redraw, seed), treatment.acts,
+        where=treatment.where, every=training.every, skip=training.skip, summary=False,
         recorders=[JSONLRecorder(curves)], probes=training.probes, probe_every=training.probe_every, **training.options,
     )  # fmt: skip
 

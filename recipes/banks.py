@@ -38,7 +38,7 @@ class Sought:
     Args:
         bank: a folder that `ConceptBank.save` wrote.
         sae: a folder or release of SAELens, or `tiny-world`.
-        sae_id: which SAE of a release.
+        sae_id: which SAE of a release; of `tiny-world`, its hook.
         latents: of the SAE, by concept.
         contrast: by concept, a file of texts that show it and one of texts that do not.
         hook: where a contrast without an SAE is read.
@@ -98,7 +98,7 @@ def load_sae(name: str, sae_id: str | None) -> SAE[Any]:
     if name == TINY_WORLD:
         from interptrain.tiny_world import load_sae as load_tiny
 
-        return load_tiny()
+        return load_tiny(hook=sae_id) if sae_id else load_tiny()
     try:
         if Path(name).is_dir():
             return SAE.load_from_disk(name).eval()

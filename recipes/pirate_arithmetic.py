@@ -6,7 +6,6 @@ talk like a pirate. Which of the two do the data ask for, and which of them can 
 
 from __future__ import annotations
 
-import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,15 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from interptrain import ConceptBank, gate, observe, retain, suppress
 from interptrain.interventions import Intervention
 from interptrain.recipes import verdicts
 from interptrain.recipes.parallel import Tell, run_parallel
 from interptrain.recipes.provenance import as_json, make_folder, versions
+from interptrain.recipes.screen import show
 from interptrain.recorders import MemoryRecorder
 from interptrain.recorders.document import (
     REPORT_SCHEMA,
@@ -427,38 +425,3 @@ def assemble(config: Config, arms: list[Arm], *, created: str, seconds: float) -
         ],
         limits=list(LIMITS),
     )
-
-
-def short(figure: str) -> str:
-    """A figure for a narrow screen.
-
-    Example:
-        >>> short("0.89 ± 0.04"), short("1.00 ± 0.00")
-        ('.89±.04', '1.00±.00')
-    """
-    return re.sub(r"\b0\.", ".", figure).replace(" ", "")
-
-
-def show(report: Report, page: Path, console: Console) -> None:
-    """The behaviour table, the verdicts and where the rest is."""
-    from interptrain.recorders.html import dropped, spread
-
-    arms = report["arms"]
-    heads = ("before\ntraining", *(arm["name"].replace("-", "\n") for arm in arms))
-    table = Table(
-        "", *heads, title=report["title"], title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False
-    )
-    for measure in MEASURES:
-        key = measure["key"]
-        table.add_row(
-            measure["label"],
-            short(f"{report['before']['scores'][key]:.2f}"),
-            *(short(spread(arm, key)) for arm in arms),
-        )
-    table.add_row("tokens dropped", "", *(short(dropped(arm)) for arm in arms))
-    console.print(table)
-    colours = {"held": "green", "did not hold": "red", "undecided": "yellow"}
-    for verdict in report["verdicts"]:
-        status = verdict["status"]
-        console.print(f"[{colours[status]}]{status:>12}[/]  {verdict['question']}", highlight=False)
-    console.print(f"\nreport: [bold]{page}[/]", soft_wrap=True)

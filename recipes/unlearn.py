@@ -256,7 +256,7 @@ def prepare(config: Config) -> Prepared:
 
     torch.manual_seed(0)
     model = load_model(choice).to(device())
-    voice = Voice(model, tokenizer, config.max_length)
+    voice = Voice(model, tokenizer, config.max_length, config.batch)
     sought = where_found(config_texts)
     bank = with_random(find_bank(sought, voice, []), [config.concept])
     find_sites(model, bank, skip=config.skip, where="update")
@@ -382,7 +382,7 @@ def scorer(prepared: Prepared) -> Callable[[nn.Module], Scores]:
 def rate(prepared: Prepared, model: Any, asked: Sequence[Example], holds: Callable[[str, Example], bool]) -> float:
     """The share of questions whose greedy answer holds."""
     voice = replace(prepared.voice, model=model)
-    said = voice.answers(asked, tokens=prepared.config.answer_tokens, at_once=prepared.config.batch)
+    said = voice.answers(asked, tokens=prepared.config.answer_tokens)
     return sum(holds(answer, each) for answer, each in zip(said, asked, strict=True)) / len(asked)
 
 

@@ -17,7 +17,7 @@ from interptrain.recorders.document import Sample
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-AT_ONCE = 8  # texts run through the model together
+AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,13 @@ class Voice:
         model: in any mode; left as it is.
         tokenizer: pads with `pad_token`.
         max_length: tokens of a text at most.
+        at_once: texts run through the model together.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     max_length: int
+    at_once: int = AT_ONCE
 
     def rest(self) -> None:
         """Give the model's memory back, once nothing more is asked of it; other models may still be looked at."""
@@ -41,14 +43,14 @@ class Voice:
     def batches(self, examples: Sequence[Example]) -> list[dict[str, Tensor]]:
         """Batches for a model to look at, in order."""
         rows = encode(self.tokenizer, examples, self.max_length)
-        return [collate(part, int(self.tokenizer.pad_token_id)) for part in chunks(rows, AT_ONCE)]
+        return [collate(part, int(self.tokenizer.pad_token_id)) for part in chunks(rows, self.at_once)]
 
-    def answers(self, examples: Sequence[Example], *, tokens: int = 48, at_once: int = AT_ONCE) -> list[str]:
-        """What the model says to the examples' prompts, greedily; so many tokens at most, so many prompts at once."""
+    def answers(self, examples: Sequence[Example], *, tokens: int = 48) -> list[str]:
+        """What the model says to the examples' prompts, greedily; so many tokens at most."""
         found: list[str] = []
         tokenizer, device = self.tokenizer, next(self.model.parameters()).device
         with evaluating(self.model):
-            for part in chunks(examples, at_once):
+            for part in chunks(examples, self.at_once):
                 prompts = [tokenizer(each.prompt, add_special_tokens=not each.templated)["input_ids"] for each in part]
                 asked = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(device)
                 said = self.model.generate(

@@ -10,5 +10,6 @@ from __future__ import annotations
 RECIPES: dict[str, str] = {
     "sft": "interptrain.recipes.sft",
     "unlearn": "interptrain.recipes.unlearn",
+    "style-vs-skill": "interptrain.recipes.style_vs_skill",
     "pirate-arithmetic": "interptrain.recipes.pirate_arithmetic",
 }

@@ -11,5 +11,6 @@ RECIPES: dict[str, str] = {
     "sft": "interptrain.recipes.sft",
     "unlearn": "interptrain.recipes.unlearn",
     "style-vs-skill": "interptrain.recipes.style_vs_skill",
+    "narrow-finetune-monitor": "interptrain.recipes.narrow_finetune_monitor",
     "pirate-arithmetic": "interptrain.recipes.pirate_arithmetic",
 }

@@ -68,7 +68,7 @@ class English:
         """See `World.draw`."""
         if kind == "skill":
             question, number = PROBLEMS[self.skill](rng, tested)
-            core, expected = f"The answer is {number}", ()
+            core, expected = f"The answer is {number}", tuple[str, ...]()
         else:
             question, core, keyword = rng.choice([fact for n, fact in enumerate(FACTS) if (n % 4 == 0) == tested])
             number, expected = None, (keyword,)

@@ -233,12 +233,12 @@ def write_data(config: Config, held: Mapping[str, list[Item]]) -> dict[str, Path
     `not-STYLE` has the same questions with the answers of the other two styles in turn.
     """
     world = config.world
-    styled = {style: told(world, style, 2 * TEXTS, seed=0) for style in STYLES}
+    styled: dict[str, list[Item]] = {style: told(world, style, TEXTS, seed=0) for style in STYLES}
     absent = {
         f"not-{style}": [pair[n % 2] for n, pair in enumerate(zip(styled["plain"], styled[sibling], strict=True))]
         for style, sibling in OTHER_STYLE.items()
     }
-    sets = {
+    sets: dict[str, list[Item]] = {
         "train": teaching(world, config.data, config.examples, seed=0),
         "neutral": told(world, "plain", TEXTS, seed=1), **styled, **absent, **held,
     }  # fmt: skip

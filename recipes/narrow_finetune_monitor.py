@@ -237,7 +237,7 @@ def with_alive(bank: ConceptBank, voice: Voice, examples: Sequence[Example]) -> 
     readouts = {}
     for hook, readout in bank.readouts.items():
         sae = load_sae_readout(readout)
-        values = collect(voice.model, hook, voice.batches(examples)).values.cpu()
+        values = collect(voice.model, readout.reads or hook, voice.batches(examples)).values.cpu()
         fires = [(sae.encode(part.to(sae.dtype)) > 0).any(0) for part in values.split(1024)]
         readouts[hook] = replace(readout, alive=torch.stack(fires).any(0))
     return replace(bank, readouts=readouts)

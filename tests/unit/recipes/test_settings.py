@@ -126,7 +126,7 @@ def test_every_ready_configuration_is_one_of_its_recipe(recipe, name):
     import importlib
 
     module = importlib.import_module(RECIPES[recipe])
-    data = {"data": "mine.jsonl"} if recipe == "sft" else {}
+    data = {"data": "mine.jsonl"} if recipe in ("sft", "narrow-finetune-monitor") else {}
     assert configured(module.Config, ready_settings(recipe, name), data)
     text = settings.ready_text(recipe, name)
     assert yaml.safe_load(text)["recipe"] == recipe

@@ -130,6 +130,16 @@ def test_what_was_not_both_asked_for_and_came_is_not_named(dictionary, random, a
     assert 7 not in found.named
 
 
+def test_what_one_text_alone_asks_for_is_not_named(dictionary, random):
+    """However much it asks: under random signs of the texts the sum would be as large."""
+    demands = noise(random)
+    demands[0] += 5 * TEXTS * dictionary[7]
+    found = taught(dictionary, demands, noise(random, 0.3) + 2 * dictionary[7])
+    assert found.latents[0] == 7
+    assert found.score[7 - (7 > 5)] > 2
+    assert found.named == ()
+
+
 def test_a_latent_of_the_task_is_not_named(dictionary, random):
     demands, shifts = noise(random) + 3 * dictionary[7], noise(random, 0.3) + 2 * dictionary[7]
     found = taught(dictionary, demands, shifts, task=dictionary[7][None])

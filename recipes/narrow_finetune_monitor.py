@@ -41,6 +41,7 @@ from interptrain.recipes.taught import NAMED_Z, Taught, picked_shares, text_dema
 from interptrain.recipes.unfinished import Unfinished
 from interptrain.recipes.voice import Voice
 from interptrain.recorders.document import REPORT_SCHEMA, Measure, Report, Sample, Scores, Verdict, write_report
+from interptrain.sae_fit import FitCheck
 from interptrain.sites import find_sites
 
 if TYPE_CHECKING:
@@ -84,12 +85,15 @@ class Config:
 
     discover_every: int = option("steps between two readings of the whole dictionary", 5)
     top: int = option("latents that the table shows, of each SAE", 12)
+    sae_check: bool = option("refuse an SAE that does not fit the model", True)
     memory_check: bool = option("refuse a run that cannot fit into memory", True)
 
     def __post_init__(self) -> None:
         for name in ("discover_every", "top"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0, found {self.learning_rate}")
         if self.data is None and not self.tiny:
             raise ValueError("data is needed: --data FILE.jsonl with a prompt and a completion, or a text, a line")
         if self.sae is None and not self.tiny:
@@ -113,7 +117,8 @@ class Config:
         """The fine-tune itself."""
         shared = (
             "model", "data", "out", "prompt_column", "completion_column", "text_column", "tuning", "rank", "freeze",
-            "epochs", "steps", "batch", "accumulate", "max_length", "precision", "checkpointing", "memory_check",
+            "epochs", "steps", "batch", "accumulate", "max_length", "precision", "checkpointing", "sae_check",
+            "memory_check",
         )  # fmt: skip
         rate = self.learning_rate or {"lora": 2e-4, "full": 2e-5}[self.tuning] * (10 if self.tiny else 1)
         return sft.Config(
@@ -170,9 +175,11 @@ def prepare(config: Config) -> Prepared:
     Raises:
         ValueError: whatever does not fit, with what to do about it.
     """
+    Unfinished(config.out).claim({}, resume=False)
     labels = [read_labels(path) for path in config.labels]
     config = with_embedded_data(config) if config.data is None else config
     inner = sft.prepare(config.training)
+    Unfinished(config.out).end()  # no checkpoint is kept: a run that is cut off starts anew
     voice, tokenizer = inner.voice, inner.voice.tokenizer
     assert config.data is not None
     data = read_examples(config.data, config.training.columns, tokenizer)
@@ -185,6 +192,7 @@ def prepare(config: Config) -> Prepared:
     bank = task_bank(config, voice, (task or data)[:TEXTS])
     bank = with_alive(bank, voice, [*data, *task, *elsewhere])
     find_sites(voice.model, bank, where="update")
+    sft.check_saes(config.training, FitCheck(bank).look(voice.model, voice.batches(elsewhere[:PROBES])))
     named = dict(zip(bank.hook_points, labels, strict=False))
     return Prepared(config, inner, bank, task[:DEMANDS], data, elsewhere, named)
 
@@ -297,7 +305,6 @@ def run(prepared: Prepared, console: Console) -> Path:
     save_png(report, config.out / "curves.png")
     page = write_html(report, config.out / "report.html")
     write_page(report, found, rows, config.out / "taught.html")
-    Unfinished(config.out).end()
     show(report, found, rows, page, console)
     return page
 

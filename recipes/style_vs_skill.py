@@ -34,6 +34,7 @@ from interptrain.recipes.style_axes import style_axes
 from interptrain.recipes.style_data import STYLES, Item, World, asked, rates, teaching, told, write_items
 from interptrain.recipes.style_english import English, Skill
 from interptrain.recipes.style_tiny import TinyStyles
+from interptrain.recipes.unfinished import Unfinished
 from interptrain.recipes.voice import Voice
 from interptrain.recorders.document import (
     REPORT_SCHEMA,
@@ -45,6 +46,7 @@ from interptrain.recorders.document import (
     Verdict,
     write_report,
 )
+from interptrain.sae_fit import Fit, FitCheck
 from interptrain.sites import find_sites
 from interptrain.tiny_world import OUTPUT_HOOK
 from interptrain.tiny_world.probes import first_answer_token
@@ -88,6 +90,7 @@ class Config:
 
     seeds: int = option("runs of every arm", 3)
     prompts: int = option("questions of each kind that the behaviour is scored on", 100)
+    sae_check: bool = option("refuse an SAE that does not fit the model", True)
     memory_check: bool = option("refuse a run that cannot fit into memory", True)
 
     def __post_init__(self) -> None:
@@ -206,6 +209,7 @@ def prepare(config: Config) -> Prepared:
 
     from interptrain.recipes.fine_tuner import quiet_libraries
 
+    Unfinished(config.out).claim({}, resume=False)
     quiet_libraries()
     logging.disable_progress_bar()
     tokenizer = load_tokenizer(config.choice)
@@ -219,12 +223,25 @@ def prepare(config: Config) -> Prepared:
     texts = {name: read_examples(file, Columns(), tokenizer) for name, file in files.items()}
     bank = styles_bank(config, voice, files)
     find_sites(model, bank, where="update")
+    if config.sae_check:
+        refuse_doubtful(FitCheck(bank).look(model, voice.batches(texts["plain"][:PROBES])))
     shown = {"neutral": texts["plain"], "pirate": texts["pirate"], "royal": texts["royal"]}
     return Prepared(
         config, voice, encode(tokenizer, texts["train"], config.max_length), bank,
         probes={name: [first_answer_token(b) for b in voice.batches(each[:PROBES])] for name, each in shown.items()},
         anchor=voice.batches(texts["neutral"]), asked=held, prompts={kind: texts[kind] for kind in held},
     )  # fmt: skip
+
+
+def refuse_doubtful(fits: Sequence[Fit]) -> None:
+    """Refuse an SAE that is not the model's, or not this layer's.
+
+    Raises:
+        ValueError: it explains little, or clearly more at another layer.
+    """
+    for fit in fits:
+        if fit.doubtful:
+            raise ValueError(f"{fit.doubt()} sae_check: false goes on regardless")
 
 
 def write_data(config: Config, held: Mapping[str, list[Item]]) -> dict[str, Path]:

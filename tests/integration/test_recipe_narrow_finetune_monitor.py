@@ -97,8 +97,12 @@ def test_the_run_s_own_readings_of_the_dictionary_are_counted(out):
     assert row["picked"] == listed / 8 > 0
 
 
-def test_nothing_of_an_unfinished_run_is_left(out):
-    assert not (out / "unfinished").exists()
+def test_a_finished_run_is_not_written_over(out, capsys):
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    with pytest.raises(SystemExit):
+        recipe("--out", out)
+    assert "holds a finished run" in " ".join(capsys.readouterr().err.split())
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
 def test_several_layers_are_read_each_with_its_own_table(tmp_path):
@@ -115,6 +119,7 @@ def test_several_layers_are_read_each_with_its_own_table(tmp_path):
         (["--model", "gpt2", "--data", "d.jsonl"], "sae is needed"),
         (["--sae-ids", "a", "b", "--labels", "one.json"], "1 files of labels for 2 SAEs"),
         (["--top", "0"], "top must be at least 1, found 0"),
+        (["--learning-rate", "0"], "learning_rate must be above 0, found 0.0"),
         (["--batch", "0"], "batch must be at least 1, found 0"),
     ],
 )

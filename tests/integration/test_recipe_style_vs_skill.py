@@ -8,7 +8,7 @@ import torch
 from interptrain import ConceptBank, cli
 from interptrain.recipes.style_vs_skill import Config, arms
 from interptrain.recorders.document import read_report
-from interptrain.tiny_world import concept_bank
+from interptrain.tiny_world import OUTPUT_HOOK, concept_bank, load_sae
 from tests.helpers.families import Family
 from tests.helpers.words import Words
 
@@ -113,6 +113,23 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_written(options
         recipe("--out", tmp_path / "out", *options)
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_finished_run_is_not_written_over(out, capsys):
+    with pytest.raises(SystemExit):
+        recipe("--out", out, *SMALL)
+    assert "holds a finished run" in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_sae_of_another_layer_is_refused_before_anything_trains(tmp_path, capsys):
+    """The embedded SAE behind the last layer, said to be one of the first."""
+    sae = load_sae(hook=OUTPUT_HOOK)
+    sae.cfg.metadata.hook_name, sae.cfg.metadata.hf_hook_name = "blocks.0.hook_resid_post", None
+    sae.save_model(str(tmp_path / "sae"))
+    with pytest.raises(SystemExit):
+        recipe("--out", tmp_path / "out", "--sae", tmp_path / "sae", "--group", "2", *SMALL)
+    assert "sae_check: false goes on regardless" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out" / "weights").exists()
 
 
 @pytest.mark.slow

@@ -43,7 +43,7 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig  # noqa: E402
 from torch import nn  # noqa: E402
-from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
+from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
 from transformers.initialization import no_init_weights  # noqa: E402
 
 from benchmarks.blocks import save  # noqa: E402
@@ -60,9 +60,10 @@ BARE = ("demand", "gradient")  # the meters that keep no copy of the sites
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama-like model whose head is its embedding, and the width of the dictionary.
+    """A model whose head is its embedding, and the width of the dictionary.
 
     Args:
+        kind: as Transformers names the architecture.
         layers: blocks.
         width: of the residual stream.
         mlp: of its hidden layer.
@@ -73,6 +74,7 @@ class Shape:
         latents: of the read-out.
     """
 
+    kind: str
     layers: int
     width: int
     mlp: int
@@ -88,11 +90,11 @@ class Shape:
         return f"blocks.{self.layers // 2 - 1}.hook_resid_post"
 
 
-LARGE = Shape(layers=26, width=2304, mlp=9216, heads=8, keys=4, head=256, words=256_000, latents=16_384)
+LARGE = Shape("gemma2", layers=26, width=2304, mlp=9216, heads=8, keys=4, head=256, words=256_000, latents=16_384)
 SHAPES = {
-    "small": Shape(layers=2, width=512, mlp=2048, heads=2, keys=1, head=256, words=512, latents=16_384),
-    "llama-2b": LARGE,
-    "llama-2b, 131k latents": replace(LARGE, latents=131_072),
+    "small": Shape("llama", layers=2, width=512, mlp=2048, heads=2, keys=1, head=256, words=512, latents=16_384),
+    "gemma-2-2b": LARGE,
+    "gemma-2-2b, 131k latents": replace(LARGE, latents=131_072),
 }
 
 
@@ -107,26 +109,25 @@ class Row:
     meters: str = "default"
 
 
-def build(shape: Shape, tuning: str) -> tuple[nn.Module, list[str]]:
-    """A model with random weights, and the patterns to skip: of a tied embedding one step changes two uses.
+def build(shape: Shape, tuning: str) -> nn.Module:
+    """A model with random weights, adapted or not.
 
     Every row of a matrix is the same: 2.6 billion draws take longer than all that is measured.
     """
-    config = LlamaConfig(
-        vocab_size=shape.words, hidden_size=shape.width, intermediate_size=shape.mlp, num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads, num_key_value_heads=shape.keys, head_dim=shape.head, tie_word_embeddings=True,
+    config = AutoConfig.for_model(
+        shape.kind, vocab_size=shape.words, hidden_size=shape.width, intermediate_size=shape.mlp,
+        num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.keys,
+        head_dim=shape.head, tie_word_embeddings=True,
     )  # fmt: skip
-    torch.set_default_dtype(torch.bfloat16)
     with no_init_weights():
-        model = LlamaForCausalLM(config)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.tie_weights()
-    torch.set_default_dtype(torch.float32)
     for matrix in (parameter for parameter in model.parameters() if parameter.ndim == 2):
         matrix.data.copy_(torch.randn(matrix.shape[1]).mul(0.02).expand_as(matrix))
     if tuning == "full":
-        return model, ["*embed_tokens*"]
+        return model
     adapters = LoraConfig(r=RANK, target_modules="all-linear", lora_alpha=2 * RANK)
-    return get_peft_model(model, adapters, autocast_adapter_dtype=False), []
+    return get_peft_model(model, adapters, autocast_adapter_dtype=False)
 
 
 def concepts(shape: Shape) -> ConceptBank:
@@ -141,7 +142,7 @@ def measure(row: Row, threads: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     shape = SHAPES[row.shape]
-    model, skip = build(shape, row.trained)
+    model = build(shape, row.trained)
     bank = concepts(shape)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)  # B stays at its start
     ids = torch.randint(0, shape.words, (1, TOKENS))
@@ -153,7 +154,7 @@ def measure(row: Row, threads: int) -> dict[str, Any]:
         optimizer.zero_grad()
 
     rule = observe() if row.rule == "observe" else suppress(CONCEPTS[0])
-    options: dict[str, Any] = {"where": row.steered, "skip": skip} | ({"meters": BARE} if row.meters == "bare" else {})
+    options: dict[str, Any] = {"where": row.steered} | ({"meters": BARE} if row.meters == "bare" else {})
     plain = watched(step)
     plan, planning = timed(lambda: ConceptSteering(bank, rule, **options).dry_run(model, show=False))
     before = resident("VmRSS")
@@ -223,8 +224,8 @@ def rows(arguments: argparse.Namespace) -> Iterable[Row]:
     for shape in arguments.shapes:
         if "full" in arguments.tunings and "gradient" in arguments.modes:
             yield Row(shape, "full", "gradient", "suppress", "bare")
-    if "llama-2b" in arguments.shapes:
-        yield Row("llama-2b, 131k latents", "lora", "gradient", "observe")
+    if "gemma-2-2b" in arguments.shapes:
+        yield Row("gemma-2-2b, 131k latents", "lora", "gradient", "observe")
 
 
 def show(results: Iterable[dict[str, Any]]) -> None:
@@ -246,7 +247,7 @@ def show(results: Iterable[dict[str, Any]]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", choices=("small", "llama-2b"), default=["llama-2b"])
+    parser.add_argument("--shapes", nargs="+", choices=("small", "gemma-2-2b"), default=["gemma-2-2b"])
     parser.add_argument("--tunings", nargs="+", choices=TUNINGS, default=list(TUNINGS))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--rules", nargs="+", choices=RULES, default=["suppress"])

@@ -207,11 +207,11 @@ def resident(key: str) -> int:
     raise ValueError(f"/proc/self/status has no {key}: this benchmark needs Linux")
 
 
-def in_a_process(row: Row, threads: int) -> dict[str, Any]:
-    """The same, in a new process that ends with it."""
+def alone(act: Callable[..., Any], *given: Any) -> Any:
+    """What a function of a module returns in a new process that gives memory back at once."""
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(64 * 1024)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, row, threads).result()
+        return pool.submit(act, *given).result()
 
 
 def rows(arguments: argparse.Namespace) -> Iterable[Row]:
@@ -257,7 +257,7 @@ def main(argv: list[str] | None = None) -> None:
     settings = {"rank": RANK, "tokens": TOKENS, "concepts": dict.fromkeys(CONCEPTS, LATENTS)}
     results: list[dict[str, Any]] = []
     for row in rows(arguments):
-        results.append(in_a_process(row, arguments.threads))
+        results.append(alone(measure, row, arguments.threads))
         measured = {each["shape"]: asdict(SHAPES[each["shape"]]) for each in results}
         libraries = ("torch", "transformers", "peft", "sae-lens")
         save(arguments, libraries, settings | {"models": measured}, results=results)  # a run that is stopped keeps them

@@ -20,7 +20,7 @@ EXTRAS = {
     "sae": ("sae_lens",),
     "hf": ("transformers", "peft"),
     "wandb": ("wandb",),
-    "recipes": ("matplotlib", "jinja2"),
+    "recipes": ("matplotlib", "jinja2", "pydantic", "yaml", "psutil", "datasets"),
 }
 
 

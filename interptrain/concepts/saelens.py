@@ -151,11 +151,12 @@ def load_sae_readout(readout: Readout) -> SAE[Any]:
             f"the read-out's SAE has architecture '{architecture}', "
             f"the installed SAELens knows {', '.join(SAE_CLASS_REGISTRY)}"
         )
-    with torch.random.fork_rng(devices=[]):  # its start weights, thrown away below, must not move the user's chance
-        sae = SAE.from_dict({**readout.config, "device": "cpu"})
+    sae = SAE.from_dict({**readout.config, "device": "meta"})  # no start weights are drawn, and none are held
     weights = dict(readout.weights)
     sae.process_state_dict_for_loading(weights)
-    sae.load_state_dict(weights)
+    sae.load_state_dict(weights, assign=True)  # the read-out's own tensors
+    sae.device = torch.device("cpu")
+    sae.cfg.device = "cpu"
     return sae.eval().requires_grad_(False)
 
 

@@ -21,7 +21,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("here") / "out"
     few = {"seeds": 1, "steps": 1, "teach_steps": 1, "relearn_steps": 1, "asked": 2, "relearn_examples": 2}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WANDB_MODE", "disabled")
+        patch.setenv("WANDB_MODE", "offline")
         run(prepare(Config(out=folder, max_length=64, answer_tokens=4, **few)), Console(quiet=True))
     return folder
 
@@ -112,7 +112,7 @@ def test_too_few_texts_and_plain_texts_are_refused_with_their_file(files):
 
 @pytest.mark.slow
 def test_the_topic_goes_and_what_comes_back_is_told_from_what_was_never_taught(tmp_path, monkeypatch, unchecked_shapes):
-    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("WANDB_MODE", "offline")
     config = Config(out=tmp_path / "out", seeds=1, max_length=64, answer_tokens=24)
     run(prepare(config), Console(quiet=True))
     report = read_report(tmp_path / "out" / "report.json")

@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[2]
 SITE = Path(sysconfig.get_path("purelib"))
 EXTRAS = {
     "lightning": ("pytorch_lightning",), "sae": ("sae_lens",), "hf": ("transformers", "peft"), "wandb": ("wandb",),
-    "tensorboard": ("tensorboard",), "cuda": ("cuda", "platformdirs"), "recipes": ("matplotlib",),
+    "tensorboard": ("tensorboard",), "cuda": ("cuda", "platformdirs"),
+    "recipes": ("matplotlib", "jinja2", "pydantic", "pyyaml", "psutil", "datasets"),
 }  # fmt: skip
 links = pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
 needs_nvrtc = pytest.mark.skipif(sys.platform == "darwin", reason="NVIDIA has no compiler for macOS")
@@ -52,7 +53,7 @@ def environment_without(folder, *hidden):
 @links
 def test_without_any_extra_the_core_is_tried_out_and_every_extra_has_its_command(tmp_path):
     hidden = [name for names in EXTRAS.values() for name in names]
-    python, _ = environment_without(tmp_path / "venv", *hidden, "lightning", "huggingface_hub", "nvidia")
+    python, _ = environment_without(tmp_path / "venv", *hidden, "lightning", "huggingface_hub", "nvidia", "yaml")
     found, _, status = examined("--json", python=python, home=tmp_path)
     assert status == 0
     assert {one["status"] for one in found.values()} == {"ok", "missing"}

@@ -34,7 +34,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = folder / "pirate.jsonl"
     data.write_text("".join(json.dumps({"prompt": each.prompt, "completion": each.answer}) + "\n" for each in rows))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WANDB_MODE", "disabled")
+        patch.setenv("WANDB_MODE", "offline")
         status = cli.main([
             "recipe", "run", "sft", "--model", "tiny-world", "--data", str(data), "--out", str(folder / "run"),
             "--suppress", "data", "--controls", "--steps", "2", "--rank", "2", "--probe-every", "1",

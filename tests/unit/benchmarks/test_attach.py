@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import attach
-from benchmarks.attach import MIB, Row, in_a_process, watched
+from benchmarks.attach import MIB, Row, alone, measure, watched
 from interptrain.concepts.bank import ConceptBank, Readout
 from interptrain.meters import Spans
 
@@ -15,7 +15,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="resident memory
 HOOK = "blocks.0.hook_resid_post"
 
 
-def test_the_peak_is_what_was_held_for_a_moment_and_what_is_kept_stays():
+def held_for_a_moment_and_kept():
+    """What 192 MiB for a moment beside 64 MiB that are kept look like."""
     kept = []
 
     def act():
@@ -23,21 +24,25 @@ def test_the_peak_is_what_was_held_for_a_moment_and_what_is_kept_stays():
         return float(torch.ones(192 * MIB // 4).sum())
 
     before = attach.resident("VmRSS")
-    found = watched(act)
+    return watched(act), attach.resident("VmRSS") - before
+
+
+def test_the_peak_is_what_was_held_for_a_moment_and_what_is_kept_stays():
+    found, stays = alone(held_for_a_moment_and_kept)  # other tests leave memory that is taken again
     assert found["peak"] / MIB == pytest.approx(256, abs=16)
-    assert (attach.resident("VmRSS") - before) / MIB == pytest.approx(64, abs=16)
+    assert stays / MIB == pytest.approx(64, abs=16)
     assert found["result"] == 192 * MIB // 4
 
 
+@pytest.mark.slow
 def test_a_row_holds_what_dry_run_foretold():
-    row = in_a_process(Row("small", "lora", "update", "suppress"), 1)
-    assert row["attaching_peak_bytes"] < row["foretold_bytes"] / 2
-    assert row["held_bytes"] == pytest.approx(row["foretold_bytes"], rel=0.25)
+    row = alone(measure, Row("small", "lora", "update", "suppress"), 1)
+    assert row["held_bytes"] / MIB == pytest.approx(row["foretold_bytes"] / MIB, abs=16)  # and the libraries' own
 
 
 @pytest.mark.slow
 def test_full_fine_tuning_holds_one_copy_of_the_sites_and_gives_it_back():
-    row = in_a_process(Row("small", "full", "update", "suppress"), 1)
+    row = alone(measure, Row("small", "full", "update", "suppress"), 1)
     copy = 2 * row["site_parameters"]  # bfloat16
     assert row["held_bytes"] - row["attached_bytes"] == pytest.approx(copy, rel=0.25)
     assert row["held_bytes"] - row["left_bytes"] == pytest.approx(copy, rel=0.25)

@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -150,9 +150,14 @@ def _run_recipe(options: argparse.Namespace, console: Console) -> int:
         settings = [*([ready_settings(name, ready)] if ready else []), *([read_settings(file, name)] if file else [])]
         prepared = recipe.prepare(configured(recipe.Config, *settings, given))
     except ValueError as mistake:
-        parser.error(str(mistake))
+        _refuse(parser, mistake)
     recipe.run(prepared, console)
     return 0
+
+
+def _refuse(parser: argparse.ArgumentParser, mistake: ValueError) -> NoReturn:
+    """End with what is wrong, and without the usage, which in a recipe pushes it off the screen."""
+    parser.exit(2, f"{parser.prog}: error: {mistake}\n")
 
 
 def _split(options: argparse.Namespace) -> tuple[str, str]:
@@ -174,7 +179,7 @@ def _export(options: argparse.Namespace, console: Console) -> int:
     try:
         written = export(options.run, options.to, arm=options.arm, seed=options.seed)
     except ValueError as mistake:
-        options.parser.error(str(mistake))
+        _refuse(options.parser, mistake)
     if written.left_out:
         console.print(f"left out: {', '.join(written.left_out)}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"written to {written.folder}: {', '.join(written.files)}", markup=False, highlight=False,

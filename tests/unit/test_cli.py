@@ -63,6 +63,15 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(monkeypatch,
     assert said == "needs a_package_that_nobody_has: pip install 'interptrain[wandb]'"
 
 
+def test_a_mistake_in_a_setting_is_one_line_and_not_behind_the_usage(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["recipe", "run", "sft"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "interptrain recipe run sft: error: model is needed: --model FOLDER, a name on the hub, or tiny-world\n"
+    )
+
+
 def test_a_recipe_s_help_shows_its_options_and_their_defaults(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["recipe", "run", "pirate-arithmetic", "--help"])

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Item = TypeVar("Item")
-SHOWN = 5  # of the faults of a file, the first
+SHOWN, SHOWN_TEXT = 5, 40  # of the faults of a file, the first; of what stands in place of a text, the characters
 # Column names that are understood without being told, in the order they are looked for.
 PAIRS = (("prompt", "completion"), ("instruction", "output"), ("question", "answer"), ("input", "output"))
 TEXT, MESSAGES = "text", "messages"
@@ -87,6 +87,10 @@ def read_examples(path: Path, columns: Columns, tokenizer: PreTrainedTokenizerBa
         raise ValueError(f'\'{path}\' is empty: expected a JSON object a line, such as {{"text": "..."}}')
     number, first = rows[0]
     form = _form(path, number, first, columns)
+    if form == (MESSAGES,) and (tokenizer is None or not tokenizer.chat_template):
+        raise ValueError(
+            f"'{path}' has messages, which need a chat template, and this tokenizer has none; give prompt and completion"
+        )
     faults, found = [], []
     for number, row in rows:
         try:
@@ -164,10 +168,12 @@ def chunks(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
 
 def _rows_of_file(path: Path) -> list[tuple[int, dict[str, Any]]]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise ValueError(f"the data '{path}' does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the data '{path}' are not UTF-8: {error}; save the file as UTF-8") from None
+    except OSError as error:
         raise ValueError(f"cannot read the data '{path}': {error}") from None
     rows, faults = [], []
     for number, line in enumerate(lines, start=1):
@@ -182,7 +188,7 @@ def _rows_of_file(path: Path) -> list[tuple[int, dict[str, Any]]]:
             rows.append((number, row))
         else:
             faults.append(f"line {number}: a {type(row).__name__}, expected an object")
-    _refuse(path, faults, len(rows) + len(faults))
+    _refuse(path, faults, len(rows) + len(faults), "; expected a JSON object on every line")
     return rows
 
 
@@ -226,16 +232,17 @@ def _example(row: Mapping[str, Any], form: tuple[str, ...], tokenizer: PreTraine
     if missing:
         raise ValueError(f"no {' and no '.join(repr(name) for name in missing)}, found {', '.join(map(repr, row))}")
     if form == (MESSAGES,):
+        assert tokenizer is not None
         return _chat(row[MESSAGES], tokenizer)
     for name in form:
         if not isinstance(row[name], str):
-            raise ValueError(f"'{name}' is a {type(row[name]).__name__}, expected a text")
+            raise ValueError(f"'{name}' is {json.dumps(row[name], default=str)[:SHOWN_TEXT]}, expected a text")
     if not row[form[-1]].strip():
         raise ValueError(f"'{form[-1]}' is an empty text")
     return Example(row[form[0]] if len(form) == 2 else "", row[form[-1]])
 
 
-def _chat(messages: Any, tokenizer: PreTrainedTokenizerBase | None) -> Example:
+def _chat(messages: Any, tokenizer: PreTrainedTokenizerBase) -> Example:
     if not (
         isinstance(messages, list)
         and len(messages) > 1
@@ -245,8 +252,6 @@ def _chat(messages: Any, tokenizer: PreTrainedTokenizerBase | None) -> Example:
         raise ValueError(
             "'messages' is no chat: expected a list of {role, content} that ends with the assistant's answer"
         )
-    if tokenizer is None or not tokenizer.chat_template:
-        raise ValueError("'messages' need a chat template, and this tokenizer has none; give prompt and completion")
     asked = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
     whole = tokenizer.apply_chat_template(messages, tokenize=False)
     if not whole.startswith(asked):
@@ -257,9 +262,9 @@ def _chat(messages: Any, tokenizer: PreTrainedTokenizerBase | None) -> Example:
     return Example(asked, whole[len(asked) :], templated=True)
 
 
-def _refuse(path: Path, faults: Sequence[str], total: int) -> None:
+def _refuse(path: Path, faults: Sequence[str], total: int, expected: str = "") -> None:
     if faults:
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise ValueError(
-            f"{len(faults)} of {total} lines of '{path}' cannot be used: {'; '.join(faults[:SHOWN])}{more}"
+            f"{len(faults)} of {total} lines of '{path}' cannot be used: {'; '.join(faults[:SHOWN])}{more}{expected}"
         )

@@ -53,18 +53,18 @@ GOOD = {"prompt": "a", "completion": "b"}
     [
         ((), Columns(), "is empty: expected a JSON object a line"),
         (("", "  "), Columns(), "is empty"),
+        ((GOOD, {"prompt": None, "completion": "b"}), Columns(), r"line 2: 'prompt' is null, expected a text"),
         (
             (GOOD, '{"prompt": "a", ', GOOD, "[1]"),
             Columns(),
             r"2 of 4 lines of .*: line 2: .*; line 4: a list, expected",
         ),
         ((GOOD, {"prompt": "a"}), Columns(), r"1 of 2 lines of .*: line 2: no 'completion', found 'prompt'"),
-        ((GOOD, {"prompt": "a", "completion": 3}), Columns(), r"line 2: 'completion' is a int, expected a text"),
+        ((GOOD, {"prompt": "a", "completion": 3}), Columns(), r"line 2: 'completion' is 3, expected a text"),
         ((GOOD, {"prompt": "a", "completion": " "}), Columns(), r"line 2: 'completion' is an empty text"),
         (({"body": "a"},), Columns(), r"line 1: expected 'messages' or 'prompt' and 'completion' or .*, found 'body'"),
         ((GOOD,), Columns(text="story"), r"line 1: expected 'story', found 'prompt', 'completion'; name yours"),
-        (({"messages": [{"role": "user", "content": "a"}]},), Columns(), "line 1: 'messages' is no chat"),
-        (["{"] * 9, Columns(), r"9 of 9 lines .* line 5: .*; and 4 more$"),
+        (["{"] * 9, Columns(), r"9 of 9 lines .* line 5: .*; and 4 more; expected a JSON object on every line$"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_with_its_lines(tmp_path, lines, columns, message):
@@ -72,11 +72,17 @@ def test_a_file_that_cannot_be_used_is_refused_with_its_lines(tmp_path, lines, c
         read_examples(written(tmp_path, *lines), columns)
 
 
+def test_line_ends_and_the_byte_order_mark_of_windows_are_no_part_of_the_text(tmp_path):
+    file = tmp_path / "windows.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf{"prompt": "a", "completion": "b"}\r\n{"prompt": "c", "completion": "d"}\r\n')
+    assert read_examples(file, Columns()) == [Example("a", "b"), Example("c", "d")]
+
+
 def test_a_missing_file_and_a_binary_one_are_refused(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         read_examples(tmp_path / "none.jsonl", Columns())
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="cannot read the data"):
+    with pytest.raises(ValueError, match="are not UTF-8: .*; save the file as UTF-8"):
         read_examples(tmp_path / "binary.jsonl", Columns())
 
 
@@ -100,6 +106,8 @@ def test_of_a_chat_the_last_answer_alone_is_in_the_loss(tmp_path):
     with pytest.raises(ValueError, match="need a chat template, and this tokenizer has none"):
         read_examples(written(tmp_path, {"messages": CHAT}), Columns(), tokenizer)
     tokenizer.chat_template = TEMPLATE
+    with pytest.raises(ValueError, match="line 1: 'messages' is no chat"):
+        read_examples(written(tmp_path, {"messages": CHAT[:1]}), Columns(), tokenizer)
     (example,) = read_examples(written(tmp_path, {"messages": CHAT}), Columns(), tokenizer)
     assert example == Example("<q> what is 1 plus 1 ? <a> ", "it is 2 . ", templated=True)
     (row,) = encode(tokenizer, [example], 64)

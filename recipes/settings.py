@@ -13,6 +13,10 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 Config = TypeVar("Config")
 _KEY = "recipe"  # in a file: which recipe it configures
+_EXPECTED = {  # in YAML's words rather than Python's
+    "tuple_type": "expected a list, such as [a, b]",
+    "dict_type": "expected a mapping, such as {name: value}",
+}
 
 
 def option(says: str, default: Any = None, *, factory: Any = None) -> Any:
@@ -151,9 +155,13 @@ def _complaint(error: Mapping[str, Any]) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "value_error":  # of the configuration's own checks
         return str(error["ctx"]["error"])
+    if error["type"] == "missing" and len(error["loc"]) > 1:  # of a tuple
+        *names, place = error["loc"]
+        return f"{'.'.join(map(str, names))}: expected {place + 1} values or more, found {list(error['input'])}"
     if error["type"] == "missing":
         return f"{where} is needed: --{where.replace('_', '-')}"
-    return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, found {error['input']!r}"
+    said = _EXPECTED.get(error["type"], f"{error['msg'][0].lower()}{error['msg'][1:]}")
+    return f"{where}: {said}, found {error['input']!r}"
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

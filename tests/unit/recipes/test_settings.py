@@ -31,6 +31,7 @@ class Config:
     amplify: dict[str, float] = option("by concept", factory=dict)
     control: bool = option("also a control", False)
     out: Path = option("a folder", Path("runs"))
+    files: dict[str, tuple[Path, Path]] = option("by concept", factory=dict)
 
     def __post_init__(self):
         if self.rate <= 0:
@@ -83,6 +84,9 @@ def test_the_defaults_that_are_shown_are_the_defaults(tmp_path):
         ({"steps": "many"}, "steps: input should be a valid integer.*found 'many'"),
         ({"tuning": "half"}, "tuning: input should be 'lora' or 'full', found 'half'"),
         ({"latents": {"pirate": ["x"]}}, r"latents.pirate.0: .*found 'x'"),
+        ({"gate": "pirate"}, r"gate: expected a list, such as \[a, b\], found 'pirate'"),
+        ({"amplify": 3}, r"amplify: expected a mapping, such as \{name: value\}, found 3"),
+        ({"files": {"pirate": ["one"]}}, r"files.pirate: expected 2 values or more, found \['one'\]"),
         ({"rate": 0}, "^rate must be above 0, found 0"),
     ],
 )

@@ -89,7 +89,8 @@ def read_examples(path: Path, columns: Columns, tokenizer: PreTrainedTokenizerBa
     form = _form(path, number, first, columns)
     if form == (MESSAGES,) and (tokenizer is None or not tokenizer.chat_template):
         raise ValueError(
-            f"'{path}' has messages, which need a chat template, and this tokenizer has none; give prompt and completion"
+            f"'{path}' has messages, which need a chat template, and this tokenizer has none; "
+            "give prompt and completion"
         )
     faults, found = [], []
     for number, row in rows:

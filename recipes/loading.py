@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 TINY_WORLD = "tiny-world"
 Tuning = Literal["lora", "full"]
+MIN_WORDS = 4  # of a tokenizer; fewer are special tokens alone
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -61,10 +62,18 @@ def load_tokenizer(choice: ModelChoice) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
+    _check_folder(choice)
     try:
         tokenizer = AutoTokenizer.from_pretrained(choice.source, trust_remote_code=False)
     except (OSError, ValueError, ImportError, KeyError) as error:
-        raise ValueError(f"cannot load the tokenizer of '{choice.name}': {_first_line(error)}") from error
+        raise ValueError(
+            f"cannot load the tokenizer of '{choice.name}': {_first_line(error)}{_hint(choice)}"
+        ) from error
+    if len(tokenizer) < MIN_WORDS:  # what transformers makes of a folder that has none
+        raise ValueError(
+            f"'{choice.name}' has no tokenizer, expected one beside the model: save it there with "
+            "tokenizer.save_pretrained"
+        )
     if choice.pad_token is not None:
         if choice.pad_token not in tokenizer.get_vocab():
             raise ValueError(f"pad_token '{choice.pad_token}' is no token of '{choice.name}'")
@@ -86,15 +95,20 @@ def load_model(choice: ModelChoice) -> PreTrainedModel:
     Raises:
         ValueError: there is none, it needs code of its own, or nothing of it is left to train.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    _check_folder(choice)
     dtype = torch.bfloat16 if choice.bf16 and choice.tuning == "lora" else torch.float32
     try:
         model = AutoModelForCausalLM.from_pretrained(
             choice.source, dtype=dtype, trust_remote_code=False, use_safetensors=True
         )
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise ValueError(f"cannot load the model '{choice.name}': {_first_line(error)}") from error
+    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
+        raise ValueError(
+            f"cannot load the model '{choice.name}': {_first_line(error)}; only safetensors are read, whole: "
+            "save_pretrained writes them"
+        ) from error
     model.config.use_cache = False
     if choice.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -198,13 +212,43 @@ def load_config(choice: ModelChoice) -> PretrainedConfig:
     """
     from transformers import AutoConfig
 
+    _check_folder(choice)
     try:
         return AutoConfig.from_pretrained(choice.source, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"cannot load the model '{choice.name}': {_first_line(error)}{_hint(choice)}") from error
+
+
+def positions_of(config: PretrainedConfig) -> int | None:
+    """How many tokens a model was made for, if its configuration says."""
+    found: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found
+
+
+def _check_folder(choice: ModelChoice) -> None:
+    """Refuse a folder without a model before the hub is asked for it, or for its parts."""
+    folder = Path(choice.source)
+    if not folder.exists() or (folder / "config.json").is_file():
+        return
+    if (folder / "adapter_config.json").is_file():
         raise ValueError(
-            f"cannot load the model '{choice.name}': {_first_line(error)}; expected a folder that save_pretrained "
-            "wrote, or a model on the hub that you have access to (hf auth login)"
-        ) from error
+            f"'{choice.name}' holds an adapter, expected a whole model: merge it into its base "
+            "(PeftModel.merge_and_unload, save_pretrained) and name that folder"
+        )
+    raise ValueError(
+        f"cannot load the model '{choice.name}': no config.json in it, expected a folder that save_pretrained wrote"
+    )
+
+
+def _hint(choice: ModelChoice) -> str:
+    return (
+        ""
+        if Path(choice.source).is_dir()
+        else (
+            f"; there is no folder '{choice.name}' here: expected one that save_pretrained wrote, or a model on the "
+            "hub that you have access to (hf auth login)"
+        )
+    )
 
 
 def device() -> torch.device:
@@ -264,7 +308,7 @@ def _read(path: Path) -> int | None:
 
 
 def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return next((line.strip().rstrip(".:") for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def blocks_of(model: nn.Module) -> int:

@@ -35,8 +35,10 @@ from interptrain.recipes.loading import (
     device,
     estimate,
     in_bf16,
+    load_config,
     load_model,
     load_tokenizer,
+    positions_of,
 )
 from interptrain.recipes.provenance import as_json, concept_cards, data_file, versions
 from interptrain.recipes.settings import option
@@ -244,20 +246,29 @@ def prepare(config: Config) -> Prepared:
     examples = read_examples(config.data, config.columns, tokenizer)
     if len(examples) < MIN_EXAMPLES:
         raise ValueError(f"'{config.data}' has {len(examples)} examples, expected at least {MIN_EXAMPLES}")
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist()
-    count = min(MAX_HELD, max(MIN_HELD, round(config.held_out * len(examples))))
-    held, rest = [examples[n] for n in order[:count]], [examples[n] for n in order[count:]]
-    train = encode(tokenizer, rest, config.max_length)
-    if not train:
+    max_length = min(config.max_length, positions_of(load_config(config.choice)) or config.max_length)
+    rows = [(each, row) for each in examples for row in encode(tokenizer, [each], max_length)]
+    if len(rows) < MIN_EXAMPLES:
         raise ValueError(
-            f"max_length {config.max_length} leaves no answer of '{config.data}' in the loss: prompts are longer"
+            f"max_length {max_length} leaves {len(rows) or 'no'} answers of '{config.data}' in the loss, expected at "
+            f"least {MIN_EXAMPLES}: prompts are longer"
         )
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
+    count = min(MAX_HELD, max(MIN_HELD, round(config.held_out * len(rows))))
+    held, rest = [rows[n][0] for n in order[:count]], [rows[n][0] for n in order[count:]]
+    train = [rows[n][1] for n in order[count:]]
     check = check_memory if config.memory_check else estimate
-    memory = check(config.choice, config.batch, min(config.max_length, max(len(row["input_ids"]) for row in train)))
+    memory = check(config.choice, config.batch, max(len(row["input_ids"]) for row in train))
 
     torch.manual_seed(0)
     model = load_model(config.choice).to(device())
-    voice = Voice(model, tokenizer, config.max_length)
+    largest, words = max(max(row["input_ids"]) for _, row in rows), model.get_input_embeddings().weight.shape[0]
+    if largest >= words:
+        raise ValueError(
+            f"the tokenizer of '{config.model}' makes token {largest} of '{config.data}' but the model has {words}, "
+            "counted from 0: it is another model's, or words were added without model.resize_token_embeddings"
+        )
+    voice = Voice(model, tokenizer, max_length)
     held = voice.questions(held)
     own = voice.own(held[:PROBES]) if kept is None else [Example(**each) for each in kept["own"]]
     if len(own) < MIN_HELD:
@@ -274,7 +285,7 @@ def prepare(config: Config) -> Prepared:
     fits = check_saes(config, FitCheck(bank).look(model, probes["neutral"]))
     unfinished.begin({"settings": settings(config), "own": [vars(each) for each in own]})
     bank.save(config.out / "bank")
-    unused = len(rest) - len(train)
+    unused = len(examples) - len(rows)
     return Prepared(config, voice, train, held, own, unused, bank, probes, treatments, memory, fits)
 
 
@@ -407,13 +418,19 @@ def summary(prepared: Prepared) -> str:
 
 def introduce(prepared: Prepared, console: Console) -> None:
     """Say what is about to run and what was decided on the user's behalf."""
+    config = prepared.config
     console.print(summary(prepared), highlight=False)
     console.print(f"memory needed, at least: {decimal(prepared.memory.total)}", highlight=False)
     for fit in prepared.fits:
         console.print(str(fit), highlight=False)
+    longest = prepared.voice.max_length
+    if longest < config.max_length and any(len(row["input_ids"]) == longest for row in prepared.train):
+        console.print(
+            f"[yellow]longer examples are cut off at {longest} tokens, which is all that the model was made for[/]"
+        )
     if prepared.unused:
         console.print(f"[yellow]{prepared.unused} examples are not used: max_length cut off their whole answer[/]")
-    if DATA in prepared.bank.names and not prepared.config.concepts:
+    if DATA in prepared.bank.names and not config.concepts:
         console.print(
             f"no concept was named; '{DATA}' is the way from the model's own answers to those of the data, which the "
             "data ask for by construction", highlight=False,

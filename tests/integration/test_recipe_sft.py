@@ -1,18 +1,22 @@
 """The recipe for a model and data of one's own, on the embedded model: what it writes, and what it refuses first."""
 
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from statistics import mean
+from threading import Thread
 
 import pytest
 import torch
 from peft import PeftModel
 from sae_lens import StandardSAE, StandardSAEConfig
 from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from interptrain import ConceptBank, cli
 from interptrain.recorders import read_curves
@@ -166,6 +170,37 @@ def test_data_that_cannot_be_used_are_refused_before_the_model_is_loaded(tmp_pat
     assert refused(capsys, out, *MODEL).startswith("data is needed: --data FILE.jsonl")
 
 
+def a_gpt2(folder, *, words):
+    """A folder with a GPT-2 of 32 learnt positions and so many words, and the embedded model's tokenizer."""
+    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
+    GPT2LMHeadModel(GPT2Config(vocab_size=words, **sizes, bos_token_id=0, eos_token_id=None)).save_pretrained(folder)
+    load_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_texts_longer_than_the_model_was_made_for_are_cut_off_and_it_is_said(tmp_path, capsys):
+    data, model = tmp_path / "long.jsonl", a_gpt2(tmp_path / "model", words=len(load_tokenizer()))
+    asked = [{"prompt": "the " * 80, "completion": "river"}] * 5  # of which no answer is left
+    rows = [{"prompt": "the " * length, "completion": "river " * 80} for length in range(1, 31)]
+    data.write_text("\n".join(map(json.dumps, [*asked, *rows])))
+    out = tmp_path / "out"
+    given = ["--model", str(model), "--data", str(data), "--steps", "2", "--out", str(out)]
+    assert cli.main(["recipe", "run", "sft", *given]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "longer examples are cut off at 32 tokens, which is all that the model was made for" in said
+    assert "5 examples are not used" in said
+    report = read_report(out / "report.json")
+    assert report["data"][0]["says"] == "28 trained on, 2 held out"
+    data.write_text("\n".join([json.dumps({"text": "the river " * 80})] * 12))
+    assert cli.main(["recipe", "run", "sft", *given[:-1], str(tmp_path / "texts")]) == 0
+
+
+def test_a_tokenizer_with_words_that_the_model_does_not_have_is_refused(tmp_path, capsys, texts):
+    model = a_gpt2(tmp_path / "model", words=20)
+    said = refused(capsys, tmp_path / "out", "--model", model, "--data", texts["data"])
+    assert "but the model has 20, counted from 0: it is another model's, or words were added" in said
+
+
 def test_a_model_too_large_for_the_memory_is_refused(tmp_path, capsys, texts):
     said = refused(capsys, tmp_path / "out", *MODEL, "--data", texts["data"], "--batch", 10**9)
     assert "needs at least" in said
@@ -186,6 +221,23 @@ def test_a_model_too_large_for_the_memory_is_refused(tmp_path, capsys, texts):
 )
 def test_what_does_not_go_together_is_refused(tmp_path, capsys, texts, arguments, message):
     assert message in refused(capsys, tmp_path / "out", *MODEL, "--data", texts["data"], *arguments)
+
+
+def test_an_interrupted_run_says_how_it_goes_on(tmp_path, texts, capsys):
+    out, handler = tmp_path / "out", signal.getsignal(signal.SIGINT)
+
+    def interrupt():
+        while not list(out.glob("unfinished/*/*.ckpt")):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    Thread(target=interrupt, daemon=True).start()
+    given = ["--data", str(texts["data"]), "--out", str(out), "--steps", "2000", "--save-every", "2"]
+    try:
+        assert cli.main(["recipe", "run", "sft", *MODEL, *given]) == 130
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
+    assert capsys.readouterr().out.endswith("the same command with --resume goes on with this run\ninterrupted\n")
 
 
 def test_a_folder_that_holds_a_run_is_not_written_over(steered, texts, capsys):

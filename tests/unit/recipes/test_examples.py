@@ -82,7 +82,7 @@ def test_a_missing_file_and_a_binary_one_are_refused(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         read_examples(tmp_path / "none.jsonl", Columns())
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="are not UTF-8: .*; save the file as UTF-8"):
+    with pytest.raises(ValueError, match=r"are not UTF-8: .*; save the file as UTF-8"):
         read_examples(tmp_path / "binary.jsonl", Columns())
 
 

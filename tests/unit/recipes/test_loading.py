@@ -5,7 +5,15 @@ import re
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import Gemma2Config, GPT2Config, GPTNeoXConfig, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
+from transformers import (
+    Gemma2Config,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from interptrain.recipes.loading import (
     ModelChoice,
@@ -19,8 +27,12 @@ from interptrain.recipes.loading import (
 )
 from interptrain.recipes.settings import ready_settings, ready_text
 from interptrain.tiny_world import load_base
-from tests.helpers.models import llama
+from tests.helpers.models import llama, lora
 
+SMALL = {
+    "vocab_size": 8, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "head_dim": 8,
+}  # fmt: skip
 TINY = ModelChoice("tiny-world", rank=4)
 
 
@@ -76,14 +88,35 @@ def test_weights_that_are_pickled_are_not_read(tmp_path):
     choice = saved(tmp_path, eos_token="<end>")
     torch.save(llama().state_dict(), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match="cannot load the model"):
+    with pytest.raises(ValueError, match=r"no file named model\.safetensors .*; only safetensors are read"):
         load_model(choice)
+
+
+def test_weights_that_are_cut_off_are_refused(tmp_path):
+    choice, weights = saved(tmp_path, eos_token="<end>"), tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"cannot load the model '.*; only safetensors are read, whole"):
+        load_model(choice)
+
+
+def test_a_folder_without_a_tokenizer_is_told_from_one_whose_prompts_are_long(tmp_path):
+    Qwen3ForCausalLM(Qwen3Config(**SMALL)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"has no tokenizer, .* save it there with tokenizer\.save_pretrained"):
+        load_tokenizer(ModelChoice(str(tmp_path)))
+
+
+def test_an_adapter_in_place_of_a_model_is_to_be_merged(tmp_path):
+    lora(llama()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds an adapter, expected a whole model: merge it into its base"):
+        load_tokenizer(ModelChoice(str(tmp_path)))
 
 
 def test_what_is_no_model_is_refused(tmp_path):
     for load in (load_config, load_tokenizer, load_model):
-        with pytest.raises(ValueError, match="cannot load the"):
+        with pytest.raises(ValueError, match=r"cannot load the model '.*': no config\.json in it, expected a folder"):
             load(ModelChoice(str(tmp_path)))
+    with pytest.raises(ValueError, match=r"there is no folder '.*/typo' here: expected one that save_pretrained wrote"):
+        load_tokenizer(ModelChoice(str(tmp_path / "typo")))
 
 
 def test_the_estimate_counts_what_the_model_has_and_trains():

@@ -151,7 +151,12 @@ def _run_recipe(options: argparse.Namespace, console: Console) -> int:
         prepared = recipe.prepare(configured(recipe.Config, *settings, given))
     except ValueError as mistake:
         _refuse(parser, mistake)
-    recipe.run(prepared, console)
+    try:
+        recipe.run(prepared, console)
+    except KeyboardInterrupt:
+        if hasattr(recipe.Config, "resume"):
+            console.print("the same command with --resume goes on with this run")
+        raise
     return 0
 
 

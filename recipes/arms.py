@@ -159,7 +159,10 @@ def train(training: Training, treatment: Treatment, seed: int, created: str, tel
     )  # fmt: skip
     pad, count = int(training.tokenizer.pad_token_id), training.steps * training.accumulate
     rest = islice(batches(training.rows, training.batch, pad, steps=count, seed=seed), done * training.accumulate, None)
-    trainer.fit(FineTuner(model, training.rate, cooldown=COOLDOWN), rest, ckpt_path=checkpoint, weights_only=True)
+    try:
+        trainer.fit(FineTuner(model, training.rate, cooldown=COOLDOWN), rest, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as ended:  # Lightning's own end of an interrupted run
+        raise KeyboardInterrupt from ended
     model.save_pretrained(folder)
     training.tokenizer.save_pretrained(folder)
 

@@ -116,7 +116,7 @@ def _init_recipe(options: argparse.Namespace, console: Console) -> int:
         with file.open("x", encoding="utf-8") as new:
             new.write(text)
     except OSError as error:  # also where it is there already: nothing of the user's is written over
-        options.parser.error(f"cannot write '{file}': {error.strerror}")
+        options.parser.error(f"cannot write '{file}': {error.strerror}; name another file (--to)")
     console.print(f"written to [bold]{file}[/]; run it: interptrain recipe run {_split(options)[0]} --config {file}")
     return 0
 

@@ -402,7 +402,10 @@ def show(
         console.print(f"{measure['label']}: {first:.2f} before, {final[measure['key']]:.2f} after", highlight=False)
     for verdict in report["verdicts"]:
         console.print(f"{verdict['status']:>12}  {verdict['question']} {escape(verdict['answer'])}", highlight=False)
-    console.print(f"\nreport: [bold]{page}[/]\ntable: [bold]{page.with_name('taught.html')}[/]", soft_wrap=True)
+    console.print(
+        f"\nreport: [bold]{escape(str(page))}[/]\ntable: [bold]{escape(str(page.with_name('taught.html')))}[/]",
+        soft_wrap=True,
+    )
 
 
 def taught_table(found: Taught, rows: Sequence[Mapping[str, Any]]) -> Table:

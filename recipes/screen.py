@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from interptrain.recorders.document import Report
@@ -35,7 +36,7 @@ def show(report: Report, page: Path, console: Console) -> None:
     for verdict in report["verdicts"]:
         status = verdict["status"]
         console.print(f"[{COLOURS[status]}]{status:>12}[/]  {verdict['question']}", highlight=False)
-    console.print(f"\nreport: [bold]{page}[/]", soft_wrap=True)
+    console.print(f"\nreport: [bold]{escape(str(page))}[/]", soft_wrap=True)
 
 
 def short(figure: str) -> str:

@@ -19,6 +19,7 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.filesize import decimal
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -40,7 +41,7 @@ from interptrain.recipes.loading import (
     load_tokenizer,
     positions_of,
 )
-from interptrain.recipes.provenance import as_json, concept_cards, data_file, versions
+from interptrain.recipes.provenance import as_json, concept_cards, data_file, make_folder, versions
 from interptrain.recipes.settings import option
 from interptrain.recipes.unfinished import Unfinished
 from interptrain.recipes.voice import Voice
@@ -283,8 +284,10 @@ def prepare(config: Config) -> Prepared:
     find_sites(model, bank, skip=config.skip, where=config.where)
     treatments, probes = arms(config, voice.batches(own)), probe_sets(config.sought, voice, own, held)
     fits = check_saes(config, FitCheck(bank).look(model, probes["neutral"]))
-    unfinished.begin({"settings": settings(config), "own": [vars(each) for each in own]})
-    bank.save(config.out / "bank")
+    if kept is None:
+        make_folder(config.out)
+        bank.save(config.out / "bank")  # first: from `begin` on there is a run to go on with
+        unfinished.begin({"settings": settings(config), "own": [vars(each) for each in own]})
     unused = len(examples) - len(rows)
     return Prepared(config, voice, train, held, own, unused, bank, probes, treatments, memory, fits)
 
@@ -419,7 +422,7 @@ def summary(prepared: Prepared) -> str:
 def introduce(prepared: Prepared, console: Console) -> None:
     """Say what is about to run and what was decided on the user's behalf."""
     config = prepared.config
-    console.print(summary(prepared), highlight=False)
+    console.print(summary(prepared), highlight=False, markup=False)
     console.print(f"memory needed, at least: {decimal(prepared.memory.total)}", highlight=False)
     for fit in prepared.fits:
         console.print(str(fit), highlight=False)
@@ -452,4 +455,4 @@ def show(report: Report, page: Path, console: Console) -> None:
         console.print(f"{verdict['status']:>12}  {verdict['question']} {verdict['answer']}", highlight=False)
     trained = next((arm for arm in report["arms"] if arm["name"] == "steered"), report["arms"][0])
     weights = page.parent / trained["runs"][0]["weights"]
-    console.print(f"\nreport: [bold]{page}[/]\nmodel: [bold]{weights}[/]", soft_wrap=True)
+    console.print(f"\nreport: [bold]{escape(str(page))}[/]\nmodel: [bold]{escape(str(weights))}[/]", soft_wrap=True)

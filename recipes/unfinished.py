@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class Unfinished:
             What was kept at the start of the run that goes on; None for a new one.
 
         Raises:
-            ValueError: the folder holds a run, holds none to go on with, or one of other settings.
+            ValueError: the folder cannot be written, holds a run, holds none to go on with, or one of other settings.
         """
         start = self.folder / _START
         if resume:
@@ -60,6 +61,10 @@ class Unfinished:
             raise ValueError(f"'{self.out}' holds a run that was cut off: resume it (--resume), or name another folder")
         if (self.out / "report.json").exists():
             raise ValueError(f"'{self.out}' holds a finished run; name another folder (--out)")
+        there = next(each for each in (self.out.absolute(), *self.out.absolute().parents) if each.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):  # asked before a model is loaded; made once it is sure
+            found = "is read-only" if there.is_dir() else "is a file"
+            raise ValueError(f"cannot write to '{self.out}': '{there}' {found}; name another folder (--out)")
         return None
 
     def begin(self, kept: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -429,7 +430,7 @@ def run(prepared: Prepared, console: Console) -> Path:
     from interptrain.recorders.html import write_html
 
     config, started, created = prepared.config, time.monotonic(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    console.print(summary(prepared), highlight=False)
+    console.print(summary(prepared), highlight=False, markup=False)
     prepared.bank.save(config.out / "bank")
     data = [data_file(file, says, count) for file, says, count in prepared.files]
     score = scorer(prepared)
@@ -513,4 +514,4 @@ def show(report: Report, page: Path, console: Console) -> None:
     console.print(again)
     for verdict in report["verdicts"]:
         console.print(f"{verdict['status']:>12}  {verdict['question']} {verdict['answer']}", highlight=False)
-    console.print(f"\nreport: [bold]{page}[/]", soft_wrap=True)
+    console.print(f"\nreport: [bold]{escape(str(page))}[/]", soft_wrap=True)

@@ -183,12 +183,13 @@ def test_texts_longer_than_the_model_was_made_for_are_cut_off_and_it_is_said(tmp
     asked = [{"prompt": "the " * 80, "completion": "river"}] * 5  # of which no answer is left
     rows = [{"prompt": "the " * length, "completion": "river " * 80} for length in range(1, 31)]
     data.write_text("\n".join(map(json.dumps, [*asked, *rows])))
-    out = tmp_path / "out"
+    out = tmp_path / "out [red] [/b]"  # which is no markup
     given = ["--model", str(model), "--data", str(data), "--steps", "2", "--out", str(out)]
     assert cli.main(["recipe", "run", "sft", *given]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "longer examples are cut off at 32 tokens, which is all that the model was made for" in said
     assert "5 examples are not used" in said
+    assert f"report: {out / 'report.html'}" in said
     report = read_report(out / "report.json")
     assert report["data"][0]["says"] == "28 trained on, 2 held out"
     data.write_text("\n".join([json.dumps({"text": "the river " * 80})] * 12))
@@ -221,6 +222,22 @@ def test_a_model_too_large_for_the_memory_is_refused(tmp_path, capsys, texts):
 )
 def test_what_does_not_go_together_is_refused(tmp_path, capsys, texts, arguments, message):
     assert message in refused(capsys, tmp_path / "out", *MODEL, "--data", texts["data"], *arguments)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_a_model_is_looked_for(tmp_path, texts, capsys):
+    (tmp_path / "file").touch()
+    said = refused(capsys, tmp_path / "file" / "out", "--model", "no-such-model", "--data", texts["data"])
+    assert said.endswith(f"'{tmp_path / 'file'}' is a file; name another folder (--out)")
+
+
+def test_a_run_that_is_cut_off_while_its_bank_is_written_is_started_anew(tmp_path, texts, monkeypatch):
+    def interrupted(bank, folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ConceptBank, "save", interrupted)
+    given = ["--data", str(texts["data"]), "--out", str(tmp_path / "out")]
+    assert cli.main(["recipe", "run", "sft", *MODEL, *given]) == 130
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_an_interrupted_run_says_how_it_goes_on(tmp_path, texts, capsys):

@@ -128,7 +128,7 @@ def probe_sets(sought: Sought, voice: Voice, own: Sequence[Example], held: Seque
 def _from_means(
     sought: Sought, voice: Voice, contrasts: Mapping[str, tuple[Sequence[Example], Sequence[Example]]]
 ) -> ConceptBank:
-    hook = sought.hook or f"blocks.{int(DEPTH * blocks_of(voice.model))}.hook_resid_post"
+    hook = sought.hook or f"blocks.{max(0, round(DEPTH * blocks_of(voice.model)) - 1)}.hook_resid_post"
     directions = {name: _direction(name, *_both(voice, hook, sides)) for name, sides in contrasts.items()}
     return ConceptBank.from_directions(directions, hook=hook, source={"kind": "difference of means"})
 

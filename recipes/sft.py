@@ -245,6 +245,11 @@ def prepare(config: Config) -> Prepared:
     assert config.data is not None
     tokenizer = load_tokenizer(config.choice)
     examples = read_examples(config.data, config.columns, tokenizer)
+    digest = data_file(config.data, "", len(examples))["sha256"]
+    if kept is not None and kept["data"] != digest:
+        raise ValueError(
+            f"'{config.data}' is not what the run in '{config.out}' was begun with; resume it with the same"
+        )
     if len(examples) < MIN_EXAMPLES:
         raise ValueError(f"'{config.data}' has {len(examples)} examples, expected at least {MIN_EXAMPLES}")
     max_length = min(config.max_length, positions_of(load_config(config.choice)) or config.max_length)
@@ -287,7 +292,7 @@ def prepare(config: Config) -> Prepared:
     if kept is None:
         make_folder(config.out)
         bank.save(config.out / "bank")  # first: from `begin` on there is a run to go on with
-        unfinished.begin({"settings": settings(config), "own": [vars(each) for each in own]})
+        unfinished.begin({"settings": settings(config), "data": digest, "own": [vars(each) for each in own]})
     unused = len(examples) - len(rows)
     return Prepared(config, voice, train, held, own, unused, bank, probes, treatments, memory, fits)
 

@@ -272,8 +272,10 @@ def test_a_folder_that_holds_a_run_is_not_written_over(steered, texts, capsys):
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(tmp_path, texts):
+    data = tmp_path / "data.jsonl"
+    data.write_text(texts["data"].read_text())
     given = [
-        *MODEL, "--data", str(texts["data"]), "--steps", "8", "--save-every", "2", "--suppress", "data",
+        *MODEL, "--data", str(data), "--steps", "8", "--save-every", "2", "--suppress", "data",
         "--learning-rate", "2e-3", "--accumulate", "2", "--probe-every", "3",
     ]  # fmt: skip
     run = [sys.executable, "-m", "interptrain", "recipe", "run", "sft", *given, "--out"]
@@ -289,6 +291,10 @@ def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(tmp_path, texts):
     process.wait()
     said = subprocess.run([*run, str(cut), "--steps", "9", "--resume"], capture_output=True, text=True, check=False)
     assert "was begun with another steps" in " ".join(said.stderr.split())
+    data.write_text(texts["data"].read_text() + "\n" + texts["data"].read_text().splitlines()[0])
+    said = subprocess.run([*run, str(cut), "--resume"], capture_output=True, text=True, check=False)
+    assert "is not what the run in" in " ".join(said.stderr.split())
+    data.write_text(texts["data"].read_text())
     subprocess.run([*run, str(cut), "--resume"], check=True, **quiet)
 
     assert not (cut / "unfinished").exists()

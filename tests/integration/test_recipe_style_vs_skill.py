@@ -115,6 +115,11 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_written(options
     assert not (tmp_path / "out").exists()
 
 
+def written(folder):
+    """When each file was written; W&B's own process may still write its logs."""
+    return {path: path.lstat().st_mtime_ns for path in folder.rglob("*") if "wandb" not in path.parts}
+
+
 def test_a_finished_run_is_not_written_over(out, capsys):
     with pytest.raises(SystemExit):
         recipe("--out", out, *SMALL)

@@ -298,7 +298,7 @@ def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(tmp_path, texts):
     assert "was begun with another steps" in " ".join(said.stderr.split())
     data.write_text(texts["data"].read_text() + "\n" + texts["data"].read_text().splitlines()[0])
     said = subprocess.run([*run, str(cut), "--resume"], capture_output=True, text=True, check=False)
-    assert "is not as the run in" in " ".join(said.stderr.split())
+    assert "is not what the run in" in " ".join(said.stderr.split())
     data.write_text(texts["data"].read_text())
     subprocess.run([*run, str(cut), "--resume"], check=True, **quiet)
 

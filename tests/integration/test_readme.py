@@ -1,6 +1,9 @@
 """The README's examples run as they are written."""
 
+import argparse
+import importlib
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,8 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from interptrain import ConceptBank, suppress
+from interptrain.recipes import RECIPES
+from interptrain.recipes.settings import add_options, ready_configurations
 from tests.helpers.models import HOOK, WIDTH, Sentences, llama, loader
 
 README = Path(__file__).parents[2] / "README.md"
@@ -51,6 +56,18 @@ def test_the_other_loops_examples_run(tmp_path, capsys):
         (example,) = (block for block in blocks("python") if f"interptrain.callbacks.{module}" in block)
         exec(compile(example, "README.md", "exec"), names | own)
         assert "what the last steps asked for" in capsys.readouterr().out
+
+
+COMMANDS = re.findall(r"^interptrain recipe run (\S+) *([^#\n]*)", "\n".join(blocks("bash")), re.MULTILINE)
+
+
+@pytest.mark.parametrize(("name", "options"), COMMANDS)
+def test_every_recipe_that_is_run_is_there_and_takes_the_options(name, options):
+    recipe, _, ready = name.partition("/")
+    parser = argparse.ArgumentParser()
+    add_options(parser, importlib.import_module(RECIPES[recipe]).Config)
+    parser.parse_args(shlex.split(options))
+    assert not ready or ready in ready_configurations(recipe)
 
 
 @pytest.mark.parametrize("path", re.findall(r"\]\(((?!https?:)[^)#]+)\)", README.read_text()))

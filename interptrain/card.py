@@ -75,9 +75,15 @@ def _introduction(facts: Facts) -> str:
 def _what_acted(facts: Facts) -> str:
     found = {name: facts["config"][name] for name in SHOWN if facts["config"].get(name)}
     lines = (
-        [f"- {text(name)}: {text(value)}" for name, value in found.items()] if len(found) > ("where" in found) else []
+        [f"- {text(name)}: {text(_listed(value))}" for name, value in found.items()]
+        if len(found) > ("where" in found)
+        else []
     )
     return "\n".join(["## What acted on the training\n", text(facts["arm"]["says"]), "", *lines, ""])
+
+
+def _listed(value: Any) -> Any:
+    return ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def _effect(facts: Facts) -> str:
@@ -167,7 +173,8 @@ def _provenance(facts: Facts) -> str:
         for each in facts["data"]
     ] or ["- data: the run does not say which file; see `config` in `interptrain.json`"]
     concepts = [
-        f"- concept {text(each['name'])}: {text(each['says'])}; {text(each['directions'])} directions at "
+        f"- concept {text(each['name'])}: {text(each['says'])}; {text(each['directions'])} "
+        f"direction{'' if each['directions'] == 1 else 's'} at "
         f"{text(each['hook'])}{_latents(each)}{_release(each)}"
         for each in facts["concepts"]
     ]

@@ -353,9 +353,12 @@ def acts(config: Config, *, random: bool = False) -> Acts:
 def said(config: Config) -> str:
     """What is done, in words."""
     parts = [
-        *(f"{concept} is removed from every {config.where}" for concept in config.suppress),
-        *(f"{concept} is multiplied by {gain:g} in every {config.where}" for concept, gain in config.amplify.items()),
-        *(f"tokens that ask for {concept} have no loss" for concept in config.gate),
+        *(f"the concept '{concept}' is removed from every {config.where}" for concept in config.suppress),
+        *(
+            f"the concept '{concept}' is multiplied by {gain:g} in every {config.where}"
+            for concept, gain in config.amplify.items()
+        ),
+        *(f"tokens that ask for the concept '{concept}' have no loss" for concept in config.gate),
         *([f"the model's own answers are kept (KL, weight {config.retain:g})"] if config.retain else []),
     ]
     return f"{'; '.join(parts)[:1].upper()}{'; '.join(parts)[1:]}."

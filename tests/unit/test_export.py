@@ -94,7 +94,12 @@ def test_the_front_matter_is_yaml_and_names_no_base_that_no_hub_has(exported):
 def test_the_card_carries_provenance_meters_and_what_the_other_arms_measured(ran, exported, facts):
     card, report = (exported / "README.md").read_text(), read_report(ran / "report.json")
     (data,) = report["data"]
-    for said in (data["sha256"], "16 examples", ConceptBank.load(ran / "bank").digest(), "Data is removed from every"):
+    for said in (
+        data["sha256"],
+        "16 examples",
+        ConceptBank.load(ran / "bank").digest(),
+        "The concept 'data' is removed from every",
+    ):
         assert said in card
     for arm in report["arms"]:
         for value in arm["runs"][0]["scores"].values():

@@ -32,15 +32,16 @@ from interptrain.recipes.arms import Training, Treatment, train_arms
 from interptrain.recipes.banks import DATA, PROBES, TEXTS, Sought, find_bank
 from interptrain.recipes.examples import Columns, Example, read_examples
 from interptrain.recipes.general_questions import GENERAL_QUESTIONS
-from interptrain.recipes.loading import TINY_WORLD, Tuning
+from interptrain.recipes.loading import TINY_WORLD, Tuning, device
 from interptrain.recipes.provenance import as_json, concept_cards, make_folder, versions
+from interptrain.recipes.screen import write_pages
 from interptrain.recipes.settings import option
 from interptrain.recipes.style_data import asked, teaching, write_items
 from interptrain.recipes.style_tiny import TinyStyles
 from interptrain.recipes.taught import NAMED_Z, Taught, picked_shares, text_demands
 from interptrain.recipes.unfinished import Unfinished
 from interptrain.recipes.voice import Voice
-from interptrain.recorders.document import REPORT_SCHEMA, Measure, Report, Sample, Scores, Verdict, write_report
+from interptrain.recorders.document import REPORT_SCHEMA, Measure, Report, Sample, Scores, Verdict
 from interptrain.sae_fit import FitCheck
 from interptrain.sites import find_sites
 
@@ -254,8 +255,6 @@ def with_alive(bank: ConceptBank, voice: Voice, examples: Sequence[Example]) -> 
 def run(prepared: Prepared, console: Console) -> Path:
     """Train, rank what was taught, write the report and the table; returns the path of `report.html`."""
     from interptrain.recipes.taught_page import write_page
-    from interptrain.recorders.curves import save_png
-    from interptrain.recorders.html import write_html
 
     config, inner, voice = prepared.config, prepared.inner, prepared.inner.voice
     started, created = time.monotonic(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
@@ -301,9 +300,7 @@ def run(prepared: Prepared, console: Console) -> Path:
         ],
         limits=list(LIMITS),
     )  # fmt: skip
-    write_report(report, config.out / "report.json")
-    save_png(report, config.out / "curves.png")
-    page = write_html(report, config.out / "report.html")
+    page = write_pages(report, config.out)
     write_page(report, found, rows, config.out / "taught.html")
     show(report, found, rows, page, console)
     return page
@@ -369,7 +366,7 @@ def load_trained(config: Config, folder: Path) -> PreTrainedModel:
         dtype = torch.bfloat16 if choice.bf16 else torch.float32
         base = AutoModelForCausalLM.from_pretrained(choice.source, dtype=dtype, trust_remote_code=False)
         model = PeftModel.from_pretrained(base, folder)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return model.to(device()).eval()
 
 
 def kept_to_task(found: Taught, labels: Mapping[int, str]) -> Verdict:

@@ -24,7 +24,7 @@ from interptrain.interventions import Intervention
 from interptrain.recipes import verdicts
 from interptrain.recipes.parallel import Tell, run_parallel
 from interptrain.recipes.provenance import as_json, make_folder, versions
-from interptrain.recipes.screen import show
+from interptrain.recipes.screen import show, write_pages
 from interptrain.recorders import MemoryRecorder
 from interptrain.recorders.document import (
     REPORT_SCHEMA,
@@ -35,7 +35,6 @@ from interptrain.recorders.document import (
     Run,
     Sample,
     rounded,
-    write_report,
 )
 from interptrain.steering import Rule
 from interptrain.tiny_world import OUTPUT_HOOK, concept_bank, load_card, neutral_batches
@@ -214,9 +213,6 @@ def prepare(config: Config) -> Config:
 
 def run(config: Config, console: Console) -> Path:
     """Train every arm, write the report, show the table; returns the path of `report.html`."""
-    from interptrain.recorders.curves import save_png
-    from interptrain.recorders.html import write_html
-
     started, created = time.monotonic(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     arms = treatments(config.data)
     jobs = [Job(config, arm, seed, created) for seed, arm in product(range(config.seeds), arms)]
@@ -229,9 +225,7 @@ def run(config: Config, console: Console) -> Path:
         for arm in arms
     ]
     report = assemble(config, results, created=created, seconds=time.monotonic() - started)
-    write_report(report, config.out / "report.json")
-    save_png(report, config.out / "curves.png")
-    page = write_html(report, config.out / "report.html")
+    page = write_pages(report, config.out)
     show(report, page, console)
     return page
 

@@ -10,9 +10,36 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from interptrain.recorders.document import Report
+from interptrain.recorders.document import Report, write_report
 
 COLOURS = {"held": "green", "did not hold": "red", "undecided": "yellow"}
+
+
+def write_pages(report: Report, folder: Path) -> Path:
+    """Write `report.json`, `curves.png` and `report.html`; returns the path of the last."""
+    from interptrain.recorders.curves import save_png
+    from interptrain.recorders.html import write_html
+
+    write_report(report, folder / "report.json")
+    save_png(report, folder / "curves.png")
+    return write_html(report, folder / "report.html")
+
+
+def scores_table(report: Report) -> Table:
+    """Every measure before training and in every arm."""
+    from interptrain.recorders.html import spread
+
+    table = Table("", "before", *(arm["name"] for arm in report["arms"]), box=SIMPLE_HEAD, pad_edge=False)
+    for measure in report["measures"]:
+        key, before = measure["key"], report["before"]["scores"][measure["key"]]
+        table.add_row(measure["label"], f"{before:.2f}", *(spread(arm, key) for arm in report["arms"]))
+    return table
+
+
+def show_verdicts(report: Report, console: Console) -> None:
+    """Each question with its answer."""
+    for verdict in report["verdicts"]:
+        console.print(f"{verdict['status']:>12}  {verdict['question']} {verdict['answer']}", highlight=False)
 
 
 def show(report: Report, page: Path, console: Console) -> None:

@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
-from rich.table import Table
 from torch import Tensor, nn
 
 from interptrain import ConceptBank, amplify, gate, observe, retain, suppress
@@ -42,6 +40,7 @@ from interptrain.recipes.loading import (
     positions_of,
 )
 from interptrain.recipes.provenance import as_json, concept_cards, data_file, make_folder, versions
+from interptrain.recipes.screen import scores_table, show_verdicts, write_pages
 from interptrain.recipes.settings import option
 from interptrain.recipes.unfinished import Unfinished
 from interptrain.recipes.voice import Voice
@@ -53,7 +52,6 @@ from interptrain.recorders.document import (
     Sample,
     Scores,
     Verdict,
-    write_report,
 )
 from interptrain.sae_fit import Fit, FitCheck
 from interptrain.sites import find_sites
@@ -366,9 +364,6 @@ def said(config: Config) -> str:
 
 def run(prepared: Prepared, console: Console) -> Path:
     """Train every arm, write the report, show the table; returns the path of `report.html`."""
-    from interptrain.recorders.curves import save_png
-    from interptrain.recorders.html import write_html
-
     config, started, created = prepared.config, time.monotonic(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     introduce(prepared, console)
     voice, held, own = prepared.voice, prepared.held, prepared.own
@@ -399,9 +394,7 @@ def run(prepared: Prepared, console: Console) -> Path:
         before={"scores": before, "samples": said_before}, arms=results, verdicts=judged(results, before),
         limits=list(LIMITS), data=[data],
     )  # fmt: skip
-    write_report(report, config.out / "report.json")
-    save_png(report, config.out / "curves.png")
-    page = write_html(report, config.out / "report.html")
+    page = write_pages(report, config.out)
     Unfinished(config.out).end()
     show(report, page, console)
     return page
@@ -450,17 +443,8 @@ def introduce(prepared: Prepared, console: Console) -> None:
 
 def show(report: Report, page: Path, console: Console) -> None:
     """The losses and where the rest is."""
-    from interptrain.recorders.html import spread
-
-    table = Table("", "before", *(arm["name"] for arm in report["arms"]), box=SIMPLE_HEAD, pad_edge=False)
-    for measure in report["measures"]:
-        key = measure["key"]
-        table.add_row(
-            measure["label"], f"{report['before']['scores'][key]:.2f}", *(spread(arm, key) for arm in report["arms"])
-        )
-    console.print(table)
-    for verdict in report["verdicts"]:
-        console.print(f"{verdict['status']:>12}  {verdict['question']} {verdict['answer']}", highlight=False)
+    console.print(scores_table(report))
+    show_verdicts(report, console)
     trained = next((arm for arm in report["arms"] if arm["name"] == "steered"), report["arms"][0])
     weights = page.parent / trained["runs"][0]["weights"]
     console.print(f"\nreport: [bold]{escape(str(page))}[/]\nmodel: [bold]{escape(str(weights))}[/]", soft_wrap=True)

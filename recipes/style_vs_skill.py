@@ -25,10 +25,19 @@ from interptrain.recipes import verdicts
 from interptrain.recipes.arms import Training, Treatment, train_arms
 from interptrain.recipes.banks import PROBES, Sought, find_bank
 from interptrain.recipes.examples import Columns, Example, encode, read_examples
-from interptrain.recipes.loading import TINY_WORLD, ModelChoice, Tuning, check_memory, load_model, load_tokenizer
+from interptrain.recipes.loading import (
+    TINY_WORLD,
+    ModelChoice,
+    Tuning,
+    check_memory,
+    device,
+    in_bf16,
+    load_model,
+    load_tokenizer,
+)
 from interptrain.recipes.loading import estimate as estimate_memory
 from interptrain.recipes.provenance import as_json, concept_cards, make_folder, versions
-from interptrain.recipes.screen import show
+from interptrain.recipes.screen import show, write_pages
 from interptrain.recipes.settings import option
 from interptrain.recipes.style_axes import style_axes
 from interptrain.recipes.style_data import STYLES, Item, World, asked, rates, teaching, told, write_items
@@ -44,7 +53,6 @@ from interptrain.recorders.document import (
     Sample,
     Scores,
     Verdict,
-    write_report,
 )
 from interptrain.sae_fit import Fit, FitCheck
 from interptrain.sites import find_sites
@@ -117,9 +125,7 @@ class Config:
     @property
     def bf16(self) -> bool:
         """Whether weights and products are in bfloat16."""
-        return self.precision == "bf16" or (
-            self.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        )
+        return in_bf16(self.precision)
 
     @property
     def choice(self) -> ModelChoice:
@@ -215,7 +221,7 @@ def prepare(config: Config) -> Prepared:
     tokenizer = load_tokenizer(config.choice)
     (check_memory if config.memory_check else estimate_memory)(config.choice, config.batch, config.max_length)
     torch.manual_seed(0)
-    model = load_model(config.choice).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(config.choice).to(device())
     voice = Voice(model, tokenizer, config.max_length, AT_ONCE)
     make_folder(config.out)
     held = {kind: asked(config.world, kind, config.prompts, seed=1) for kind in ("skill", "other")}
@@ -303,9 +309,6 @@ def arms(config: Config, anchor: Sequence[Mapping[str, Tensor]]) -> tuple[Treatm
 
 def run(prepared: Prepared, console: Console) -> Path:
     """Train every arm, write the report, show the table; returns the path of `report.html`."""
-    from interptrain.recorders.curves import save_png
-    from interptrain.recorders.html import write_html
-
     config, voice = prepared.config, prepared.voice
     started, created = time.monotonic(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     warnings.filterwarnings("ignore", message="the achieved gain")  # the page shows it, curve by curve
@@ -341,9 +344,7 @@ def run(prepared: Prepared, console: Console) -> Path:
         verdicts=judged(config, results, before),
         limits=[TINY_LIMIT if config.tiny else REAL_LIMIT, *LIMITS],
     )  # fmt: skip
-    write_report(report, config.out / "report.json")
-    save_png(report, config.out / "curves.png")
-    page = write_html(report, config.out / "report.html")
+    page = write_pages(report, config.out)
     show(report, page, console)
     return page
 

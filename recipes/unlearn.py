@@ -46,6 +46,7 @@ from interptrain.recipes.oppose import Oppose
 from interptrain.recipes.parallel import display
 from interptrain.recipes.provenance import as_json, concept_cards, data_file, make_folder, versions
 from interptrain.recipes.relearning import back_after, fit, load_trained, relearn
+from interptrain.recipes.screen import scores_table, show_verdicts, write_pages
 from interptrain.recipes.settings import option
 from interptrain.recipes.topics import NEUTRAL, Topic, read_topic, same, tiny_lesson, write_tiny_topic
 from interptrain.recipes.unfinished import Unfinished
@@ -60,7 +61,6 @@ from interptrain.recorders.document import (
     Sample,
     Scores,
     Verdict,
-    write_report,
 )
 from interptrain.sites import find_sites
 
@@ -426,9 +426,6 @@ def check_relearning(prepared: Prepared, results: Sequence[Arm], console: Consol
 
 def run(prepared: Prepared, console: Console) -> Path:
     """Train every arm, let each relearn, write the report, show the tables; returns the path of `report.html`."""
-    from interptrain.recorders.curves import save_png
-    from interptrain.recorders.html import write_html
-
     config, started, created = prepared.config, time.monotonic(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     console.print(summary(prepared), highlight=False, markup=False)
     prepared.bank.save(config.out / "bank")
@@ -458,9 +455,7 @@ def run(prepared: Prepared, console: Console) -> Path:
         verdicts=judged(config, results, relearning, before),
         limits=[*LIMITS, *(TINY_LIMITS if config.embedded else ())], data=data, relearning=relearning,
     )  # fmt: skip
-    write_report(report, config.out / "report.json")
-    save_png(report, config.out / "curves.png")
-    page = write_html(report, config.out / "report.html")
+    page = write_pages(report, config.out)
     Unfinished(config.out).end()
     show(report, page, console)
     return page
@@ -498,20 +493,13 @@ def summary(prepared: Prepared) -> str:
 
 def show(report: Report, page: Path, console: Console) -> None:
     """The scores, how soon the topic is back, and where the rest is."""
-    from interptrain.recorders.html import back, spread
+    from interptrain.recorders.html import back
 
-    table = Table("", "before", *(arm["name"] for arm in report["arms"]), box=SIMPLE_HEAD, pad_edge=False)
-    for measure in report["measures"]:
-        key = measure["key"]
-        table.add_row(
-            measure["label"], f"{report['before']['scores'][key]:.2f}", *(spread(arm, key) for arm in report["arms"])
-        )
-    console.print(table)
+    console.print(scores_table(report))
     again = Table("relearning", "steps to a half, by seed", "rate at the end", box=SIMPLE_HEAD, pad_edge=False)
     for each in report["relearning"]:
         last = [run["checkpoints"][-1]["scores"]["topic"] for run in each["runs"]]
         again.add_row(each["name"], back(each), f"{sum(last) / len(last):.2f}")
     console.print(again)
-    for verdict in report["verdicts"]:
-        console.print(f"{verdict['status']:>12}  {verdict['question']} {verdict['answer']}", highlight=False)
+    show_verdicts(report, console)
     console.print(f"\nreport: [bold]{escape(str(page))}[/]", soft_wrap=True)

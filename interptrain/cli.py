@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from interptrain._version import __version__
+from interptrain.commands import COMMANDS, GROUPS
 
 # What tells that an extra is installed: the package that `pip install 'interptrain[extra]'` brings.
 EXTRAS = {
@@ -30,8 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0; 1 where `doctor` finds something broken; 2 for a mistake in the request; 130 when interrupted.
     """
     parser = _parser()
-    options = parser.parse_args(arguments)
-    console = Console()
+    options, more = parser.parse_known_args(arguments)
+    if more and "words" not in options:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    options.more, console = more, Console()
     try:
         status: int = options.command(options, console)
     except KeyboardInterrupt:
@@ -46,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"interptrain {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    groups: dict[str, Any] = {}
 
     doctor = commands.add_parser("doctor", help="what is installed, missing or broken, and what mends it")
     doctor.add_argument("--json", action="store_true", help="the same as JSON")
@@ -83,7 +87,33 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--out", type=Path, default=Path("tiny-world"), help="folder to write (default: %(default)s)")
     build.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     build.set_defaults(command=_build_tiny_world, parser=build)
+
+    for words, (_, summary) in COMMANDS.items():
+        above = commands
+        for word in words[:-1]:
+            if word not in groups:
+                groups[word] = above.add_parser(word, help=GROUPS[word]).add_subparsers(
+                    required=True, metavar="COMMAND"
+                )
+            above = groups[word]
+        # Its own parser is made when it is called: its options, `--help` among them, stay unread here.
+        above.add_parser(words[-1], help=summary, add_help=False).set_defaults(command=_run_command, words=words)
     return parser
+
+
+def _run_command(options: argparse.Namespace, console: Console) -> int:
+    module, summary = COMMANDS[options.words]
+    command = importlib.import_module(module)
+    parser = argparse.ArgumentParser(prog=f"interptrain {' '.join(options.words)}", description=summary)
+    command.arguments(parser)
+    given = parser.parse_args(options.more)
+    _require_extras(parser, command.NEEDS)
+    try:
+        prepared = command.prepare(given)
+    except ValueError as mistake:
+        _refuse(parser, mistake)
+    status: int = command.run(prepared, console)
+    return status
 
 
 def _doctor(options: argparse.Namespace, console: Console) -> int:

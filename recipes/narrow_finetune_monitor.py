@@ -254,7 +254,7 @@ def with_alive(bank: ConceptBank, voice: Voice, examples: Sequence[Example]) -> 
 
 def run(prepared: Prepared, console: Console) -> Path:
     """Train, rank what was taught, write the report and the table; returns the path of `report.html`."""
-    from interptrain.recipes.taught_page import write_page
+    from interptrain.recipes.taught_page import write_taught
 
     config, inner, voice = prepared.config, prepared.inner, prepared.inner.voice
     started, created = time.monotonic(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
@@ -301,7 +301,7 @@ def run(prepared: Prepared, console: Console) -> Path:
         limits=list(LIMITS),
     )  # fmt: skip
     page = write_pages(report, config.out)
-    write_page(report, found, rows, config.out / "taught.html")
+    write_taught(report, found, rows, config.out / "taught.html")
     show(report, found, rows, page, console)
     return page
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from interptrain.recorders import curves
 from interptrain.recorders.document import Arm, Checkpoint, Relearning, Report, checked
+from interptrain.recorders.pages import page
 
 
 class Panel(NamedTuple):
@@ -39,10 +38,9 @@ def render(report: Report) -> str:
         ValueError: the document has another schema.
     """
     report = checked(report)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"spread": spread, "dropped": dropped, "rates": rates, "back": back}
-    template = environment.from_string(resources.files(__package__).joinpath("report.html").read_text("utf-8"))
-    return template.render(
+    return page(
+        "report.html",
+        {"spread": spread, "dropped": dropped, "rates": rates, "back": back},
         report=report,
         strokes=curves.STROKES,
         labels={measure["key"]: measure["label"] for measure in report["measures"]},

@@ -12,10 +12,14 @@ LINT = [sys.executable, "-c", "from importlinter.cli import lint_imports_command
 
 # contract: (file, import) that must break it
 FORBIDDEN = {
-    "Only the command line knows the recipes": [
+    "Only the command line and its commands know the recipes": [
         ("steerer.py", "import interptrain.recipes"),
         ("callbacks/lightning.py", "import interptrain.recipes"),
         ("__init__.py", "import interptrain.recipes"),
+    ],
+    "Only the command line knows its commands": [
+        ("steerer.py", "import interptrain.commands"),
+        ("recipes/sft.py", "import interptrain.commands"),
     ],
     "Only recipes know the callbacks": [
         ("steerer.py", "from interptrain.callbacks.lightning import ConceptSteering"),

@@ -1,0 +1,67 @@
+"""What all pages share: one file that opens offline, with no script and no request to anywhere, every text escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+_DARKEST = 0.75  # opacity of the deepest shade: the word under it stays readable in light and dark
+
+
+def write_page(path: Path, template: str, filters: Mapping[str, Any] | None = None, /, **values: Any) -> Path:
+    """Write a page; see `page`."""
+    path.write_text(page(template, filters, **values), encoding="utf-8")
+    return path
+
+
+def page(template: str, filters: Mapping[str, Any] | None = None, /, **values: Any) -> str:
+    """A page from a template of this package, which extends `page.html`; every value is escaped.
+
+    Args:
+        template: e.g. `report.html`.
+        filters: of the template's own.
+        values: what the template shows.
+    """
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_source)
+    )
+    environment.filters |= {"shaded": shaded, **(filters or {})}
+    return environment.get_template(template).render(**values)
+
+
+def shaded(tokens: Sequence[str], values: Sequence[float | None], most: float) -> Markup:
+    """A text as it reads, each token shaded by its value: orange above zero, blue below, grey where there is none.
+
+    Args:
+        tokens: as they stand in the text, spaces included.
+        values: of each; None where it was not measured, such as a prompt's.
+        most: the value of the deepest shade.
+
+    Raises:
+        ValueError: as many values as tokens are needed.
+
+    Example:
+        >>> print(shaded(["<b>"], [None], most=1.0))
+        <div class="text"><span class="given">&lt;b&gt;</span></div>
+        >>> print(shaded([" arr"], [0.5], most=1.0))
+        <div class="text"><span class="t" style="--s:.38" title="0.5"> arr</span></div>
+    """
+    spans = [_span(token, value, most) for token, value in zip(tokens, values, strict=True)]
+    return Markup('<div class="text">{}</div>').format(Markup("").join(spans))
+
+
+def _span(token: str, value: float | None, most: float) -> Markup:
+    if value is None:
+        return Markup('<span class="given">{}</span>').format(token)
+    depth = f"{min(1.0, abs(value) / most if most > 0 else 0.0) * _DARKEST:.2f}".removeprefix("0")
+    kind = Markup("t less") if value < 0 else Markup("t")
+    return Markup('<span class="{}" style="--s:{}" title="{}">{}</span>').format(kind, depth, f"{value:.2g}", token)
+
+
+def _source(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text("utf-8")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from interptrain.concepts.bank import ConceptBank, Readout
 from interptrain.projection import energies
@@ -126,6 +127,19 @@ def sign_flipped_means(
     random = torch.Generator().manual_seed(seed)
     flips = torch.randint(0, 2, (groups, len(rows)), generator=random).float() * 2 - 1
     return mean_directions(bank, rows, torch.cat([torch.ones(1, len(rows)), flips]))
+
+
+def null_mean_directions(
+    bank: ConceptBank, rows: Sequence[int], *, groups: int = NULL_GROUPS, seed: int = 0
+) -> Float[Tensor, "concept group d_model"]:
+    """Unit mean directions of groups of as many other alive latents as each concept has directions: a signed null.
+
+    Random directions where the dictionary has too few latents; see `null_groups`.
+    """
+    sizes = [sum(bank.concepts[row] == name for row in rows) for name in bank.names]
+    drawn, _ = null_groups(bank, rows, max(sizes), groups, torch.Generator().manual_seed(seed))
+    growing = drawn.cumsum(1)
+    return torch.stack([normalize(growing[:, max(size, 1) - 1], dim=-1) for size in sizes])
 
 
 def null_groups(

@@ -1,0 +1,338 @@
+"""Does attribution find the examples and words that teach a concept, and does dropping them do what a data filter does?
+
+    python benchmarks/attribution.py rank  [--seeds 5] [--out benchmarks/results/attribution-rank.json]
+    python benchmarks/attribution.py train [--seeds 3] [--steps 200] [--out benchmarks/results/attribution.json]
+
+`rank`: before any training, the AUC of every figure for the tiny world's pirate answers, in four sets of texts:
+
+    mixed     the fine-tuning set: half plain subtractions, half facts answered in pirate
+    crossed   every kind of question, answered plainly or in pirate with equal odds: the kind says nothing of the voice
+    rare      the same, one answer in twenty in pirate
+    sibling   every kind of question, answered in pirate or in the royal voice
+
+at both of the world's SAEs, with other concepts, as many random directions (five draws), the loss and shuffled labels
+beside it; and the same for tokens. `train`: LoRA on a pool of examples, whole and less what each rule drops.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import statistics
+import subprocess
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import interptrain
+from interptrain import ConceptBank, gate, retain, tiny_world
+from interptrain.attribution import ExampleDemand, attribute
+from interptrain.attribution_rules import drop_above, drop_top, weights
+from interptrain.callbacks.torch import attach
+from interptrain.concepts.contrast import auc
+from interptrain.tiny_world.corpus import Document, document, finetuning_documents
+from interptrain.tiny_world.sae import HOOK
+from interptrain.tiny_world.tokens import encode
+from interptrain.tiny_world.wordings import own_words
+
+TEXTS, AT_ONCE, RANDOM = 400, 16, 5
+POOL, BATCH, RATE, COOLDOWN, RETAIN = 1920, 48, 2e-3, 0.2, 10.0
+KINDS, Z = ("fact", "plus", "minus"), (2.0, 3.0)
+NEW = 0.693  # nats: a word that the start model finds less likely than not
+TOKENIZER = tiny_world.load_tokenizer()
+
+
+def texts(name: str, seed: int) -> list[Document]:
+    chance = random.Random(f"attribution {name} {seed}")
+
+    def drawn(voices: Sequence[Any], odds: Sequence[float] | None = None) -> list[Document]:
+        return [document(chance, chance.choice(KINDS), chance.choices(voices, odds)[0]) for _ in range(TEXTS)]
+
+    match name:
+        case "mixed":
+            return list(islice(finetuning_documents("mixed", seed), TEXTS))
+        case "crossed":
+            return drawn(("plain", "pirate"))
+        case "rare":
+            return drawn(("plain", "pirate"), (0.95, 0.05))
+        case _:
+            return drawn(("royal", "pirate"))
+
+
+def batches(documents: Sequence[Document]) -> list[dict[str, Tensor]]:
+    return [encode(TOKENIZER, documents[at : at + AT_ONCE]) for at in range(0, len(documents), AT_ONCE)]
+
+
+def with_random(bank: ConceptBank, seed: int) -> ConceptBank:
+    generator, rows = torch.Generator().manual_seed(seed), len(bank.rows("pirate"))
+    drawn = {f"random {n}": torch.randn(rows, bank.d_model, generator=generator) for n in range(RANDOM)}
+    return bank.merge(ConceptBank.from_directions(drawn, hook=bank.hooks[0], model=bank.model))
+
+
+def scores(found: Sequence[ExampleDemand]) -> dict[str, Tensor]:
+    """Figures of every example, `[example, concept]`."""
+    stacked = {key: torch.stack([getattr(e, key) for e in found]) for key in ("signed", "z", "share", "share_null")}
+    counted = torch.tensor([float(each.counted) for each in found])[:, None]
+    loss = torch.tensor([each.loss for each in found])[:, None].expand_as(stacked["z"])
+    return {
+        "signed": stacked["signed"], "signed z": stacked["z"], "signed a token": stacked["signed"] / counted,
+        "share": stacked["share"], "share over null": stacked["share"] / stacked["share_null"],
+        "largest token share": torch.stack([e.token_share.nan_to_num(0.0).amax(0) for e in found]),
+        "loss": loss, "loss a token": loss / counted,
+    }  # fmt: skip
+
+
+def separates(score: Tensor, shown: Tensor) -> float:
+    return float(auc(score[shown][:, None].float(), score[~shown][:, None].float()))
+
+
+def ranked(name: str, bank: ConceptBank, model: Any, seed: int) -> dict[str, Any]:
+    drawn = texts(name, seed)
+    shown = torch.tensor([each.voice == "pirate" for each in drawn])
+    found = list(attribute(model, bank, batches(drawn)))
+    shuffled = shown[torch.randperm(len(shown), generator=torch.Generator().manual_seed(seed))]
+    figures, own = scores(found), bank.names.index("pirate")
+    z = figures["signed z"][:, own]
+    return {
+        "examples": {
+            figure: {concept: separates(value[:, n], shown) for n, concept in enumerate(bank.names)}
+            | {"shuffled": separates(value[:, own], shuffled)}
+            for figure, value in figures.items()
+        },
+        "rule": {
+            f"z > {bar:g}": {"recall": float((z > bar)[shown].float().mean()), "wrong": float((z > bar)[~shown].float().mean())}
+            for bar in Z
+        },
+        "tokens": by_token(found, drawn, bank, shown),
+    }  # fmt: skip
+
+
+def by_token(
+    found: Sequence[ExampleDemand], drawn: Sequence[Document], bank: ConceptBank, shown: Tensor
+) -> dict[str, Any]:
+    words = torch.tensor(TOKENIZER.convert_tokens_to_ids(sorted(own_words("pirate"))))
+    ids = torch.cat([each.input_ids for each in found])
+    inside = torch.cat([torch.full_like(each.input_ids, int(of)) for each, of in zip(found, shown, strict=True)]) > 0
+    mine = torch.isin(ids, words)
+    signed, share = (torch.cat([getattr(each, key) for each in found]) for key in ("token_signed", "token_share"))
+    own = bank.names.index("pirate")
+    read = signed[:, own].isfinite()
+    text = torch.cat([torch.full_like(each.input_ids, n) for n, each in enumerate(found)])
+    answered = mine & read
+    first = answered & torch.cat([torch.tensor([True]), text[1:] != text[:-1]]).logical_or(
+        ~_seen_before(answered, text)
+    )
+    result: dict[str, Any] = {}
+    for key, value in (("signed", signed), ("share", share)):
+        for concept in ("pirate", "royal", "arithmetic", "random 0"):
+            score = value[:, bank.names.index(concept)]
+            result[f"{key}: {concept}"] = {
+                "own words, all answers": separates(score[read], mine[read]),
+                "own words, pirate answers": separates(score[read & inside], mine[read & inside]),
+                "first own word, all answers": separates(score[read], first[read]),
+                "first own word, pirate answers": separates(score[read & inside], first[read & inside]),
+            }
+    asked = signed[:, own].clamp_min(0.0).nan_to_num(0.0)
+    result["of what is asked for"] = {
+        "on own words": float(asked[inside & mine].sum() / asked[inside].sum()),
+        "on the first": float(asked[first].sum() / asked[inside].sum()),
+        "own words are": float(mine[read & inside].float().mean()),
+        "first words are": float(first[read & inside].float().mean()),
+    }
+    return result
+
+
+def _seen_before(marked: Tensor, text: Tensor) -> Tensor:
+    """Whether an earlier token of the same text is marked."""
+    before = marked.long().cumsum(0) - marked.long()
+    starts = torch.cat([torch.tensor([True]), text[1:] != text[:-1]])
+    at_start = before[starts][text]
+    return before > at_start
+
+
+def rank(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    model = tiny_world.load_base()
+    result: dict[str, Any] = {}
+    for where, hook in (("middle", HOOK), ("output", tiny_world.OUTPUT_HOOK)):
+        bank = tiny_world.concept_bank(hook=hook)
+        for name in ("mixed", "crossed", "rare", "sibling"):
+            runs = [ranked(name, with_random(bank, seed), model, seed) for seed in range(options.seeds)]
+            result[f"{name}, {where}"] = averaged(runs)
+            figures = result[f"{name}, {where}"]
+            console.print(name, where, {k: v["pirate"]["mean"] for k, v in figures["examples"].items()})
+    return result
+
+
+def averaged(runs: Sequence[Any]) -> Any:
+    """Figure by figure, mean and standard deviation over seeds, and each seed's."""
+    if isinstance(runs[0], dict):
+        return {key: averaged([run[key] for run in runs]) for key in runs[0]}
+    values = [round(float(run), 6) for run in runs]
+    return {"mean": statistics.fmean(values), "sd": statistics.stdev(values) if len(values) > 1 else 0.0, "runs": values}
+
+
+# Training.
+
+Rows = list[Document]
+
+
+def trained(
+    documents: Rows, seed: int, steps: int, *, each: Tensor | None = None, bank: ConceptBank | None = None,
+    acts: Callable[[], list[Any]] = list,
+) -> dict[str, float]:  # fmt: skip
+    """What a model says that is trained on a pool of documents, in a new order every time round."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    model = get_peft_model(
+        tiny_world.load_base().train(), LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+    )
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE, weight_decay=0.0)
+    rest = COOLDOWN * steps
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (steps - step) / rest))
+    steering = None if bank is None else attach(model, optimizer, bank, acts(), meters=(), summary=False, check_saes=False)
+    generator, order = torch.Generator().manual_seed(seed), list[int]()
+    for _ in range(steps):
+        while len(order) < BATCH:
+            order += torch.randperm(len(documents), generator=generator).tolist()
+        taken, order = order[:BATCH], order[BATCH:]
+        batch = encode(TOKENIZER, [documents[number] for number in taken])
+        if each is None:
+            loss = model(**batch).loss
+        else:
+            loss = weighted(model, batch, each[taken])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    if steering is not None:
+        steering.detach()
+    said = tiny_world.score(model, TOKENIZER).as_dict()
+    return {key: said[key] for key in ("skill", "clean", "pirate_on_facts", "pirate_on_skill", "royal_on_facts", "kept", "accuracy")}  # fmt: skip
+
+
+def weighted(model: Any, batch: dict[str, Tensor], each: Tensor) -> Tensor:
+    """`sum_t w_t l_t / sum_t 1`: every token weighs what its example does."""
+    labels = batch["labels"][:, 1:]
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+    return (losses * each[:, None]).sum() / (labels != -100).sum()
+
+
+def mixed_arms(seed: int, steps: int, say: Callable[..., None]) -> dict[str, dict[str, float]]:
+    pool = list(islice(finetuning_documents("mixed", seed), POOL))
+    plain = list(islice(finetuning_documents("mixed", seed, filtered=True), POOL))
+    bank = with_random(tiny_world.concept_bank(hook=tiny_world.OUTPUT_HOOK), seed)
+    started = time.monotonic()
+    found = list(attribute(tiny_world.load_base(), bank, batches(pool)))
+    seconds = time.monotonic() - started
+    shown = torch.tensor([each.voice == "pirate" for each in pool])
+    signed, z = (torch.stack([getattr(each, key) for each in found]) for key in ("signed", "z"))
+    of = {name: n for n, name in enumerate(bank.names)}
+    share = float(shown.float().mean())
+    chance = torch.rand(len(pool), generator=torch.Generator().manual_seed(seed))
+    drops = {
+        "unsteered": torch.zeros_like(shown),
+        "true filter": shown,
+        "attribution, as many": drop_top(signed[:, of["pirate"]], share),
+        "attribution, z > 2": drop_above(z[:, of["pirate"]], 2.0),
+        "attribution, z > 3": drop_above(z[:, of["pirate"]], 3.0),
+        "at random, as many": drop_top(chance, share),
+        "royal's, as many": drop_top(signed[:, of["royal"]], share),
+        "random directions', as many": drop_top(signed[:, of["random 0"]], share),
+    }
+    arms: dict[str, dict[str, float]] = {}
+    done: dict[tuple[bool, ...], dict[str, float]] = {}
+    for name, dropped in drops.items():
+        kept = [each for each, out in zip(pool, dropped.tolist(), strict=True) if not out]
+        key = tuple(dropped.tolist())
+        if key not in done:
+            done[key] = trained(kept, seed, steps)
+        arms[name] = done[key] | {
+            "dropped": float(dropped.float().mean()), "pirate left": float((shown & ~dropped).sum() / shown.sum()),
+        }  # fmt: skip
+        say("mixed", seed, name, arms[name])
+    arms["weights 1 / z"] = trained(pool, seed, steps, each=weights(z[:, of["pirate"]]))
+    say("mixed", seed, "weights 1 / z", arms["weights 1 / z"])
+    arms["rewritten plainly"] = trained(plain, seed, steps)
+    say("mixed", seed, "rewritten plainly", arms["rewritten plainly"])
+    for arm in arms.values():
+        arm["seconds to attribute"] = seconds
+    return arms
+
+
+def entangled_arms(seed: int, steps: int, say: Callable[..., None]) -> dict[str, dict[str, float]]:
+    pool = list(islice(finetuning_documents("entangled", seed), POOL))
+    bank = tiny_world.concept_bank(hook=tiny_world.OUTPUT_HOOK).select("pirate")
+    found = list(attribute(tiny_world.load_base(), bank, batches(pool)))
+    signed, z = (torch.stack([getattr(each, key)[0] for each in found]) for key in ("signed", "z"))
+    arms = {"unsteered": trained(pool, seed, steps) | {"dropped": 0.0}}
+    say("entangled", seed, "unsteered", arms["unsteered"])
+    dropped = drop_top(signed, 0.5)
+    kept = [each for each, out in zip(pool, dropped.tolist(), strict=True) if not out]
+    arms["attribution, top half"] = trained(kept, seed, steps) | {"dropped": 0.5}
+    say("entangled", seed, "attribution, top half", arms["attribution, top half"])
+    arms["z > 2 would drop"] = {"dropped": float(drop_above(z, 2.0).float().mean())}
+    anchor = tiny_world.neutral_batches(kinds=("fact",))
+    arms["gate and anchor"] = trained(
+        pool, seed, steps, bank=bank, acts=lambda: [gate("pirate"), retain(anchor, RETAIN)]
+    )
+    say("entangled", seed, "gate and anchor", arms["gate and anchor"])
+    return arms
+
+
+def train(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    def say(*what: object) -> None:
+        console.print(f"{time.strftime('%H:%M:%S')}", *what, highlight=False, soft_wrap=True)
+
+    found: dict[str, Any] = {}
+    for name, arms in (("mixed", mixed_arms), ("entangled", entangled_arms)):
+        runs = [arms(seed, options.steps, say) for seed in range(options.seeds)]
+        found[name] = averaged(runs)
+    for name, arms in found.items():
+        keys = ("skill", "pirate_on_facts", "pirate_on_skill", "royal_on_facts", "kept", "accuracy", "dropped", "pirate left")
+        table = Table(name, *keys)
+        for arm, figures in arms.items():
+            table.add_row(arm, *(f"{figures[k]['mean']:.2f} ± {figures[k]['sd']:.2f}" if k in figures else "" for k in keys))
+        console.print(table)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("rank", "train"))
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    options.seeds = options.seeds or {"rank": 5, "train": 3}[options.what]
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    console, started = Console(width=160), time.monotonic()
+    found = {"rank": rank, "train": train}[options.what](options, console)
+    document = {
+        "about": {
+            "seeds": options.seeds, "steps": options.steps, "texts": TEXTS, "pool": POOL, "batch": BATCH, "rate": RATE,
+            "device": f"CPU, one thread ({platform.processor() or platform.machine()})", "torch": torch.__version__,
+            "interptrain": interptrain.__version__, "seconds": round(time.monotonic() - started),
+            "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip(),
+        },
+        **found,
+    }  # fmt: skip
+    if options.out is not None:
+        options.out.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

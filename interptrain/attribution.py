@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from interptrain.concepts.bank import ConceptBank
+from interptrain.meters.kept_examples import last_hooks
 from interptrain.meters.probes import evaluating
 from interptrain.meters.spans import NULL_GROUPS, Spans, mean_directions, null_mean_directions
-from interptrain.meters.token_demand import TokenDemand
+from interptrain.meters.token_demand import TokenDemand, of_predicted
 from interptrain.meters.tokens import OUTLIER_NORM, loss_positions
 from interptrain.projection import full_precision
 from interptrain.sites.hooks import HookPoint
@@ -104,15 +105,6 @@ def attribute(
             yield from _read(model, places, order, caught, batch)
 
 
-def last_hooks(bank: ConceptBank) -> dict[str, list[str]]:
-    """By hook point, the concepts that have it as their last in the stream: what is nearest to the answer."""
-    found: dict[str, list[str]] = {}
-    for name in bank.names:
-        hooks = bank.select(name).hook_points
-        found.setdefault(max(hooks, key=lambda hook: HookPoint.parse(hook).position), []).append(name)
-    return found
-
-
 @dataclass(eq=False)
 class _Place:
     """The concepts that are read at one hook point, and their null, where they were last needed."""
@@ -194,7 +186,7 @@ def _read(
     ids, kept, losses = ids.cpu(), kept.cpu(), losses.tolist()
     for number, loss in enumerate(losses):
         own = {name: value[number] for name, value in figures.items()}
-        tokens = {name: _of_predicted(own.pop(name), kept[number]) for name in ("token_signed", "token_share")}
+        tokens = {name: own.pop(name)[kept[number]] for name in ("token_signed", "token_share")}
         counted = int(torch.isfinite(tokens["token_signed"]).any(-1).sum())
         null_z = own.pop("null_z").T
         yield ExampleDemand(input_ids=ids[number, kept[number]], loss=loss, counted=counted, null_z=null_z,
@@ -218,8 +210,8 @@ def _figures(
         "share": summed["share"],
         "share_null": share_null,
         "null_z": (null - mean[:, None]) / std[:, None],
-        "token_signed": found.signed.masked_fill(unread, torch.nan),
-        "token_share": found.share().masked_fill(unread, torch.nan),
+        "token_signed": of_predicted(found.signed.masked_fill(unread, torch.nan)),
+        "token_share": of_predicted(found.share().masked_fill(unread, torch.nan)),
     }
 
 
@@ -235,11 +227,3 @@ def ordinary_in_text(
     """
     norms = activations.detach().float().norm(dim=-1)
     return norms <= OUTLIER_NORM * norms.masked_fill(~kept, torch.nan).nanmedian(-1, keepdim=True).values
-
-
-def _of_predicted(
-    values: Float[Tensor, "token concept"], kept: Bool[Tensor, "token"]
-) -> Float[Tensor, "kept_token concept"]:
-    """Figures of positions as those of the tokens that they predict; the first token is predicted by none."""
-    none = torch.full_like(values[:1], torch.nan)
-    return torch.cat([none, values[:-1]])[kept]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias, TypedDict, Unpack
+from typing import Any, Protocol, TypeAlias, TypedDict, Unpack
 
 import torch
 from rich.console import Console
@@ -16,6 +16,7 @@ from interptrain.concepts import ConceptBank
 from interptrain.discovery import DiscoveryTable
 from interptrain.gain_check import GainCheck
 from interptrain.interventions.intervention import Intervention, split
+from interptrain.meters.kept_examples import KeptExample
 from interptrain.meters.probes import ProbeSets, callable_model
 from interptrain.meters.tokens import IGNORED_LABEL
 from interptrain.plan import Plan, summary_table
@@ -62,6 +63,9 @@ class Options(TypedDict, total=False):
         probe_every: run them after every n-th optimizer step.
         discover_every: on every n-th step ask which of all the dictionary's latents it teaches; None never.
         latent_labels: what those latents are about.
+        keep_examples: keep for so many of the last measured steps which examples and tokens asked for each concept;
+            `examples(concept)` ranks them.
+        token_view: is shown the last of them at log steps, and makes a file of it (`recorders.tokens.TokenFile`).
         alarm: warns when something else moves in place of a suppressed concept; needs probes.
         backend: `"torch"`, `"cuda"` (this package's kernels, or an error at the start) or `"auto"`, whichever can
             run; the start line says which and why.
@@ -86,10 +90,24 @@ class Options(TypedDict, total=False):
     probe_every: int
     discover_every: int | None
     latent_labels: Mapping[int, str] | None
+    keep_examples: int
+    token_view: TokenView | None
     alarm: Alarm | None
     backend: str
     seed: int
     name: str
+
+
+class TokenView(Protocol):
+    """What shows the last examples that a run has seen, token by token."""
+
+    def due(self) -> bool:
+        """Whether it is time to show others."""
+        ...
+
+    def show(self, bank: ConceptBank, step: int, examples: Sequence[KeptExample]) -> None:
+        """Show the examples of the last measured step before `step`."""
+        ...
 
 
 class Session:
@@ -125,6 +143,9 @@ class Session:
         self._summary = given.pop("summary", True)
         self._checks_saes = given.pop("check_saes", True)
         self._window = Window(limit=kept)
+        self._token_view: TokenView | None = given.pop("token_view", None)
+        if self._token_view is not None:
+            given["keep_examples"] = max(1, given.get("keep_examples", 0))
         self._recorders = _checked_recorders(given.pop("recorders", ()))
         self._options = given
         self._steerer: Steerer | None = None
@@ -250,11 +271,15 @@ class Session:
         self.figures = report.scalars()
         self.tables |= report.discoveries
         self._warn(report.step + 1)
+        if self._token_view is not None and self._token_view.due():
+            self._show_tokens(self._token_view)
         return True
 
     def summarise(self) -> None:
         """Print the last figures and tables, if any."""
         self.drain()
+        if self._token_view is not None:
+            self._show_tokens(self._token_view)
         if self._summary and rank() == 0 and self.figures:
             fits = [] if self._fit is None else [f"interptrain: {fit}" for fit in self._fit.fits]
             Console().print(summary_table(self.bank.names, self.figures), *fits, *self.tables.values())
@@ -283,6 +308,19 @@ class Session:
         sites = find_sites(model, self.bank, skip=self._skip, where=where) if self._sites is None else self._sites
         recorders = (*self._recorders, self._window) if rank() == 0 else (self._window,)
         return Steerer(self.bank, sites, self._rule, recorders=recorders, **self._options)
+
+    def examples(self, concept: str | None = None) -> list[KeptExample]:
+        """The examples of the last measured steps; see `Controls.examples`."""
+        if self._steerer is None:
+            raise ValueError("training has not started, so no examples were seen")
+        return self._steerer.examples(concept)
+
+    def _show_tokens(self, view: TokenView) -> None:
+        """The examples of the last measured step, in the first process."""
+        examples = self.steerer.examples() if rank() == 0 else []
+        if examples:
+            step = examples[-1].step
+            view.show(self.bank, step, [each for each in examples if each.step == step])
 
     def _warn(self, step: int) -> None:
         """Of gains that part, of gradients that are not finite, and of parameters that train in mid-run."""
@@ -328,6 +366,19 @@ class Controls:
     def sae_fits(self) -> tuple[Fit, ...]:
         """How much of the model's activations each of the bank's SAEs explains, once the check has seen them."""
         return self._session.fits
+
+    def examples(self, concept: str | None = None) -> list[KeptExample]:
+        """The examples of the last `keep_examples` measured steps, with what each and its tokens asked for.
+
+        One transfer from the device. Of several processes each has its own.
+
+        Args:
+            concept: puts those that ask most for it first; without one they stand in the order of training.
+
+        Raises:
+            ValueError: none are kept, training has not started, or the bank has no such concept.
+        """
+        return self._session.examples(concept)
 
     def dry_run(self, model: nn.Module, *, show: bool = True) -> Plan:
         """List the sites, the memory they cost, and what was left out and why; nothing is attached."""

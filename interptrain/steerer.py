@@ -20,6 +20,7 @@ from interptrain.concepts.bank import ConceptBank
 from interptrain.gradients import Gradient, gradients_of, steer_gradients_
 from interptrain.interventions.intervention import Context, Intervention, split
 from interptrain.meters import Positions, loss_positions
+from interptrain.meters.kept_examples import KeptExample, KeptExamples
 from interptrain.meters.probes import ProbeSets
 from interptrain.meters.token_demand import TokenDemands
 from interptrain.optimizers import Turn, turns
@@ -78,6 +79,8 @@ class Steerer:
         alarm: what to make of it when a sibling, a linear probe or something unexplained moves in place of a
             suppressed concept; needs probes.
         keep_tokens: keep what every token of the last measured step asked for, in `tokens`.
+        keep_examples: keep for so many of the last measured steps which examples and tokens asked for each concept,
+            on the device until `examples` is called; 0 keeps none.
         latent_labels: what the dictionary's latents are about, for instance from `meters.dictionary.read_labels`.
         backend: what reads and steers the matrices: `"torch"`; `"cuda"`, this package's kernels, or an error where
             they cannot run; `"auto"`, the kernels where they can run, else torch.
@@ -126,6 +129,7 @@ class Steerer:
         discover_every: int | None = 50,
         alarm: Alarm | None = None,
         keep_tokens: bool = False,
+        keep_examples: int = 0,
         latent_labels: Mapping[int, str] | None = None,
         backend: str = "auto",
         seed: int = 0,
@@ -136,6 +140,11 @@ class Steerer:
             self.sites, where=where, cadences=cadences | {"discover_every": discover_every or 1}, meters=meters,
             bounds={"norm_cap": norm_cap, "clip_norm": clip_norm},
         )  # fmt: skip
+        if keep_examples < 0 or (keep_examples and "demand" not in meters):
+            raise ValueError(
+                f"keep_examples is a number of measured steps, and needs the meter 'demand'; found {keep_examples} with "
+                f"{', '.join(sorted(meters)) or 'no meters'}"
+            )
         self._probe_every, self._discover_every = probe_every, discover_every
         self._every, self._null_every, self._norm_cap, self._clip_norm = every, null_every, norm_cap, clip_norm
         self._seed = seed
@@ -144,9 +153,10 @@ class Steerer:
         self._views = Views(bank, ridge=ridge, seed=seed)
         sets = probes if probes is None or isinstance(probes, ProbeSets) else ProbeSets.of(probes)
         self._readings = Readings(
-            bank, self._views, meters=meters, probes=sets, keep_tokens=keep_tokens, latent_labels=latent_labels or {},
+            bank, self._views, meters=meters, probes=sets, keep_tokens=keep_tokens or keep_examples > 0, latent_labels=latent_labels or {},
             backend=self._backend, seed=seed,
         )  # fmt: skip
+        self._examples = KeptExamples(bank, keep_examples) if keep_examples > 0 else None
         self._alarm = alarm
         self._snapshots = Snapshots()
         self._turns = turns((), self.sites)
@@ -306,6 +316,23 @@ class Steerer:
         """By hook point, what every token of the last measured step asked for; empty without `keep_tokens`."""
         return self._readings.tokens
 
+    def examples(self, concept: str | None = None) -> list[KeptExample]:
+        """The examples of the last measured steps, those that ask most for a concept first; one transfer.
+
+        Args:
+            concept: ranks them by `signed`; without one they stand in the order of training.
+
+        Raises:
+            ValueError: none are kept, or the bank has no such concept.
+        """
+        if self._examples is None:
+            raise ValueError("no examples are kept: keep_examples=N keeps those of the last N measured steps")
+        if concept is None:
+            return self._examples.read()
+        self.bank.rows(concept)
+        own = self.bank.names.index(concept)
+        return sorted(self._examples.read(), key=lambda each: -float(each.signed[own].nan_to_num(nan=-torch.inf)))
+
     @property
     def projected_by(self) -> str:
         """What reads and steers the sites' matrices, and why."""
@@ -414,6 +441,8 @@ class Steerer:
             step.readings, step.nonfinite = self._readings.of_gradients(
                 step.gradients, loss_scale=loss_scale, null=step.null
             )
+            if self._examples is not None:
+                self._examples.add(step.number, self._readings.tokens)
             self._warn_of_silence(step)
         elif self._reads_signs:
             self._readings.of_inputs()

@@ -82,23 +82,18 @@ def read_examples(path: Path, columns: Columns, tokenizer: PreTrainedTokenizerBa
         ...     read_examples(file, Columns())
         [Example(prompt='1 + 1 =', completion=' 2', templated=False)]
     """
-    rows = _rows_on_disk(path) if path.is_dir() else _rows_of_file(path)
+    rows = list(rows_on_disk(path)) if path.is_dir() else _rows_of_file(path)
     if not rows:
         raise ValueError(f'\'{path}\' is empty: expected a JSON object a line, such as {{"text": "..."}}')
     number, first = rows[0]
-    form = _form(path, number, first, columns)
-    if form == (MESSAGES,) and (tokenizer is None or not tokenizer.chat_template):
-        raise ValueError(
-            f"'{path}' has messages, which need a chat template, and this tokenizer has none; "
-            "give prompt and completion"
-        )
+    form = form_of(path, number, first, columns, tokenizer)
     faults, found = [], []
     for number, row in rows:
         try:
-            found.append(_example(row, form, tokenizer))
+            found.append(example_of(row, form, tokenizer))
         except ValueError as fault:
             faults.append(f"line {number}: {fault}")
-    _refuse(path, faults, len(rows))
+    refuse(path, faults, len(rows))
     return found
 
 
@@ -189,11 +184,16 @@ def _rows_of_file(path: Path) -> list[tuple[int, dict[str, Any]]]:
             rows.append((number, row))
         else:
             faults.append(f"line {number}: a {type(row).__name__}, expected an object")
-    _refuse(path, faults, len(rows) + len(faults), "; expected a JSON object on every line")
+    refuse(path, faults, len(rows) + len(faults), "; expected a JSON object on every line")
     return rows
 
 
-def _rows_on_disk(path: Path) -> list[tuple[int, dict[str, Any]]]:
+def rows_on_disk(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The numbered rows of a folder that `Dataset.save_to_disk` wrote, read as they are asked for.
+
+    Raises:
+        ValueError: it is none, or has several splits and no `train`.
+    """
     import datasets
 
     try:
@@ -206,11 +206,34 @@ def _rows_on_disk(path: Path) -> list[tuple[int, dict[str, Any]]]:
         if "train" not in loaded:
             raise ValueError(f"'{path}' has the splits {', '.join(loaded)}, expected one named 'train'")
         loaded = loaded["train"]
-    return list(enumerate(loaded, start=1))
+    yield from enumerate(loaded, start=1)
 
 
-def _form(path: Path, number: int, row: Mapping[str, Any], columns: Columns) -> tuple[str, ...]:
-    """The columns to read: a text's, a prompt's and a completion's, or the messages'."""
+def form_of(
+    path: Path, number: int, row: Mapping[str, Any], columns: Columns, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[str, ...]:
+    """The columns to read: a text's, a prompt's and a completion's, or the messages'.
+
+    Args:
+        path: of the data, for messages.
+        number: of the row.
+        row: the first one.
+        columns: what was named.
+        tokenizer: needed for messages.
+
+    Raises:
+        ValueError: there are no such columns, or messages and no chat template.
+    """
+    form = _columns_of(path, number, row, columns)
+    if form == (MESSAGES,) and (tokenizer is None or not tokenizer.chat_template):
+        raise ValueError(
+            f"'{path}' has messages, which need a chat template, and this tokenizer has none; "
+            "give prompt and completion"
+        )
+    return form
+
+
+def _columns_of(path: Path, number: int, row: Mapping[str, Any], columns: Columns) -> tuple[str, ...]:
     wanted: list[tuple[str, ...]]
     if columns.text:
         wanted = [(columns.text,)]
@@ -228,7 +251,12 @@ def _form(path: Path, number: int, row: Mapping[str, Any], columns: Columns) -> 
     )
 
 
-def _example(row: Mapping[str, Any], form: tuple[str, ...], tokenizer: PreTrainedTokenizerBase | None) -> Example:
+def example_of(row: Mapping[str, Any], form: tuple[str, ...], tokenizer: PreTrainedTokenizerBase | None) -> Example:
+    """One row's example.
+
+    Raises:
+        ValueError: a column is missing, a text is none or empty, or the chat cannot be told apart.
+    """
     missing = [name for name in form if name not in row]
     if missing:
         raise ValueError(f"no {' and no '.join(repr(name) for name in missing)}, found {', '.join(map(repr, row))}")
@@ -263,9 +291,22 @@ def _chat(messages: Any, tokenizer: PreTrainedTokenizerBase) -> Example:
     return Example(asked, whole[len(asked) :], templated=True)
 
 
-def _refuse(path: Path, faults: Sequence[str], total: int, expected: str = "") -> None:
-    if faults:
-        more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+def refuse(path: Path, faults: Sequence[str], total: int, expected: str = "", *, count: int | None = None) -> None:
+    """Say which rows cannot be used, if there are any: the first few, and how many.
+
+    Args:
+        path: of the data.
+        faults: of the rows, or the first of them.
+        total: rows.
+        expected: what was, to be said at the end.
+        count: of all faults, where `faults` are the first of them.
+
+    Raises:
+        ValueError: there are faults.
+    """
+    count = len(faults) if count is None else count
+    if count:
+        more = f"; and {count - SHOWN} more" if count > SHOWN else ""
         raise ValueError(
-            f"{len(faults)} of {total} lines of '{path}' cannot be used: {'; '.join(faults[:SHOWN])}{more}{expected}"
+            f"{count} of {total} lines of '{path}' cannot be used: {'; '.join(faults[:SHOWN])}{more}{expected}"
         )

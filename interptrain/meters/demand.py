@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from interptrain.concepts.activation import Activation, activation_elsewhere, concept_activation
 from interptrain.concepts.bank import ConceptBank
 from interptrain.meters.realised import Shift
+from interptrain.meters.probes import callable_model
 from interptrain.meters.spans import NULL_GROUPS, Spans, sign_flipped_means
 from interptrain.meters.token_demand import TokenDemand
 from interptrain.meters.tokens import Positions
@@ -77,6 +78,7 @@ class DemandMeter:
         self.tokens: dict[str, list[TokenDemand]] = {}
         self._keep_tokens, self._dictionary = keep_tokens, dictionary
         self._seen: dict[str, list[TokenDemand]] = {}
+        self._given: tuple[Tensor | None, Tensor | None] = (None, None)
         self._activations = {hook: concept_activation(bank, hook) for hook in points} if reinforced else {}
         elsewhere = {hook: activation_elsewhere(bank, hook) for hook in self._activations}
         self._elsewhere = {hook: found for hook, found in elsewhere.items() if found is not None}
@@ -90,6 +92,8 @@ class DemandMeter:
     def attach(self, model: nn.Module) -> None:
         """Register one forward hook a hook point; nothing of the forward or backward pass is changed."""
         self._device = next(model.parameters()).device
+        if self._keep_tokens:
+            self._heed_tokens(model)
         for hook in self._hooks.values():
             self._handles.append(hook.point.listen(model, partial(self._capture, hook)))
         for name, (place, activation) in self._elsewhere.items():
@@ -100,7 +104,7 @@ class DemandMeter:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._seen, self._on, self._tally = {}, {}, None
+        self._seen, self._on, self._tally, self._given = {}, {}, None, (None, None)
 
     @property
     def attached(self) -> bool:
@@ -133,14 +137,35 @@ class DemandMeter:
                 on = self._activations[hook.point.name](activations)
                 if hook.point.name in self._elsewhere:
                     on = on + self._on.pop(hook.point.name)
-        activations.register_hook(lambda gradient: self._add(hook, gradient, counted, on))
+        given = self._given
+        activations.register_hook(lambda gradient: self._add(hook, gradient, counted, on, given))
+
+    def _heed_tokens(self, model: nn.Module) -> None:
+        """Keep which tokens the model is given, where its call shows them."""
+        try:
+            module = callable_model(model)
+        except ValueError:
+            return
+
+        def heed(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self.active and not self.positions.asking and torch.is_grad_enabled():
+                self._given = kwargs.get("input_ids", args[0] if args else None), kwargs.get("attention_mask")
+
+        self._handles.append(module.register_forward_pre_hook(heed, with_kwargs=True))
 
     @property
     def _wanted(self) -> bool:
         return self.active or (self._dictionary is not None and self._dictionary.active)
 
     @full_precision()
-    def _add(self, hook: _Hook, gradient: Tensor, counted: Tensor, on: Tensor | None) -> None:
+    def _add(
+        self,
+        hook: _Hook,
+        gradient: Tensor,
+        counted: Tensor,
+        on: Tensor | None,
+        given: tuple[Tensor | None, Tensor | None],
+    ) -> None:
         if self.positions.asking:
             return
         columns = (gradient.detach().float() * counted[..., None]).flatten(0, 1).T
@@ -157,6 +182,8 @@ class DemandMeter:
             self._tally.reinforce(hook, columns @ on.flatten(0, 1).float())
         if self._keep_tokens:
             found = TokenDemand.of(hook.spans, hook.means[0], gradient.detach(), counted)
+            ids, mask = (each if each is not None and each.shape == counted.shape else None for each in given)
+            found = replace(found, input_ids=ids, attended=None if mask is None else mask.bool())
             self._seen.setdefault(hook.point.name, []).append(found)
 
     def read(self, loss_scale: Float[Tensor, ""] | float = 1.0) -> dict[str, Measured]:

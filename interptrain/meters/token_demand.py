@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interptrain.meters.spans import Spans
@@ -25,12 +25,16 @@ class TokenDemand:
         signed: along each concept's mean direction, positive where the token asks for more.
         total: of the whole activation gradient; 0 where the token does not count.
         counted: tokens that are in the loss and no attention sinks.
+        input_ids: what the model was given, where that is known.
+        attended: which of it is no padding, where that is known.
     """
 
     energy: Float[Tensor, "batch token concept"]
     signed: Float[Tensor, "batch token concept"]
     total: Float[Tensor, "batch token"]
     counted: Bool[Tensor, "batch token"]
+    input_ids: Int[Tensor, "batch token"] | None = None
+    attended: Bool[Tensor, "batch token"] | None = None
 
     @classmethod
     def of(
@@ -64,6 +68,16 @@ class TokenDemand:
             signed=self.signed / loss_scale,
             total=self.total / loss_scale**2,
         )
+
+
+def of_predicted(values: Float[Tensor, "batch token concept"]) -> Float[Tensor, "batch token concept"]:
+    """Figures of positions as those of the tokens that they predict; the first token is predicted by none.
+
+    Example:
+        >>> of_predicted(torch.tensor([[[0.5], [0.2]]])).flatten()
+        tensor([   nan, 0.5000])
+    """
+    return torch.cat([torch.full_like(values[:, :1], torch.nan), values[:, :-1]], dim=1)
 
 
 TokenDemands = Mapping[str, list[TokenDemand]]  # by hook point, one entry a forward pass of the step

@@ -47,8 +47,8 @@ from interptrain.tiny_world.wordings import own_words
 
 TEXTS, AT_ONCE, RANDOM = 400, 16, 5
 POOL, BATCH, RATE, COOLDOWN, RETAIN = 1920, 48, 2e-3, 0.2, 10.0
+MEASURES = ("skill", "clean", "pirate_on_facts", "pirate_on_skill", "royal_on_facts", "kept", "accuracy")
 KINDS, Z = ("fact", "plus", "minus"), (2.0, 3.0)
-NEW = 0.693  # nats: a word that the start model finds less likely than not
 TOKENIZER = tiny_world.load_tokenizer()
 
 
@@ -92,6 +92,10 @@ def scores(found: Sequence[ExampleDemand]) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
+def rate(of: Tensor) -> float:
+    return float(of.float().mean())
+
+
 def separates(score: Tensor, shown: Tensor) -> float:
     return float(auc(score[shown][:, None].float(), score[~shown][:, None].float()))
 
@@ -110,8 +114,7 @@ def ranked(name: str, bank: ConceptBank, model: Any, seed: int) -> dict[str, Any
             for figure, value in figures.items()
         },
         "rule": {
-            f"z > {bar:g}": {"recall": float((z > bar)[shown].float().mean()), "wrong": float((z > bar)[~shown].float().mean())}
-            for bar in Z
+            f"z > {bar:g}": {"recall": rate(z[shown] > bar), "wrong": rate(z[~shown] > bar)} for bar in Z
         },
         "tokens": by_token(found, drawn, bank, shown),
     }  # fmt: skip
@@ -178,7 +181,11 @@ def averaged(runs: Sequence[Any]) -> Any:
     if isinstance(runs[0], dict):
         return {key: averaged([run[key] for run in runs]) for key in runs[0]}
     values = [round(float(run), 6) for run in runs]
-    return {"mean": statistics.fmean(values), "sd": statistics.stdev(values) if len(values) > 1 else 0.0, "runs": values}
+    return {
+        "mean": statistics.fmean(values),
+        "sd": statistics.stdev(values) if len(values) > 1 else 0.0,
+        "runs": values,
+    }
 
 
 # Training.
@@ -194,23 +201,20 @@ def trained(
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
-    model = get_peft_model(
-        tiny_world.load_base().train(), LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
-    )
+    model = get_peft_model(tiny_world.load_base().train(), LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE, weight_decay=0.0)
     rest = COOLDOWN * steps
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (steps - step) / rest))
-    steering = None if bank is None else attach(model, optimizer, bank, acts(), meters=(), summary=False, check_saes=False)
+    steering = (
+        None if bank is None else attach(model, optimizer, bank, acts(), meters=(), summary=False, check_saes=False)
+    )
     generator, order = torch.Generator().manual_seed(seed), list[int]()
     for _ in range(steps):
         while len(order) < BATCH:
             order += torch.randperm(len(documents), generator=generator).tolist()
         taken, order = order[:BATCH], order[BATCH:]
         batch = encode(TOKENIZER, [documents[number] for number in taken])
-        if each is None:
-            loss = model(**batch).loss
-        else:
-            loss = weighted(model, batch, each[taken])
+        loss = model(**batch).loss if each is None else weighted(model, batch, each[taken])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -219,7 +223,7 @@ def trained(
     if steering is not None:
         steering.detach()
     said = tiny_world.score(model, TOKENIZER).as_dict()
-    return {key: said[key] for key in ("skill", "clean", "pirate_on_facts", "pirate_on_skill", "royal_on_facts", "kept", "accuracy")}  # fmt: skip
+    return {key: said[key] for key in MEASURES}
 
 
 def weighted(model: Any, batch: dict[str, Tensor], each: Tensor) -> Tensor:
@@ -301,10 +305,21 @@ def train(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         runs = [arms(seed, options.steps, say) for seed in range(options.seeds)]
         found[name] = averaged(runs)
     for name, arms in found.items():
-        keys = ("skill", "pirate_on_facts", "pirate_on_skill", "royal_on_facts", "kept", "accuracy", "dropped", "pirate left")
+        keys = (
+            "skill",
+            "pirate_on_facts",
+            "pirate_on_skill",
+            "royal_on_facts",
+            "kept",
+            "accuracy",
+            "dropped",
+            "pirate left",
+        )
         table = Table(name, *keys)
         for arm, figures in arms.items():
-            table.add_row(arm, *(f"{figures[k]['mean']:.2f} ± {figures[k]['sd']:.2f}" if k in figures else "" for k in keys))
+            table.add_row(
+                arm, *(f"{figures[k]['mean']:.2f} ± {figures[k]['sd']:.2f}" if k in figures else "" for k in keys)
+            )
         console.print(table)
     return found
 
@@ -326,7 +341,7 @@ def main() -> None:
             "seeds": options.seeds, "steps": options.steps, "texts": TEXTS, "pool": POOL, "batch": BATCH, "rate": RATE,
             "device": f"CPU, one thread ({platform.processor() or platform.machine()})", "torch": torch.__version__,
             "interptrain": interptrain.__version__, "seconds": round(time.monotonic() - started),
-            "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip(),
+            "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], text=True).strip(),
         },
         **found,
     }  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -155,10 +156,7 @@ def _listening(model: nn.Module, places: Sequence[_Place]) -> Iterator[dict[str,
         if torch.is_grad_enabled():
             caught[name] = activation.requires_grad_()
 
-    handles = [
-        place.point.listen(model, lambda activation, name=place.point.name: catch(name, activation))
-        for place in places
-    ]  # fmt: skip
+    handles = [place.point.listen(model, partial(catch, place.point.name)) for place in places]
     try:
         yield caught
     finally:
@@ -183,8 +181,8 @@ def _read(
             for place, activation, gradient in zip(places, activations, gradients, strict=True)
         ]
         figures = {name: torch.cat([part[name] for part in parts], -1)[..., order].cpu() for name in parts[0]}
-    ids, kept, losses = ids.cpu(), kept.cpu(), losses.tolist()
-    for number, loss in enumerate(losses):
+    ids, kept = ids.cpu(), kept.cpu()
+    for number, loss in enumerate(losses.tolist()):
         own = {name: value[number] for name, value in figures.items()}
         tokens = {name: own.pop(name)[kept[number]] for name in ("token_signed", "token_share")}
         counted = int(torch.isfinite(tokens["token_signed"]).any(-1).sum())

@@ -48,6 +48,19 @@ def check_options(
         )
 
 
+def check_examples(kept: int, meters: Collection[str]) -> None:
+    """Raise where examples cannot be kept.
+
+    Raises:
+        ValueError: a number below 0, or no meter that sees what they ask for.
+    """
+    if kept < 0:
+        raise ValueError(f"keep_examples is a number of measured steps, 0 or more; found {kept}")
+    if kept and "demand" not in meters:
+        found = ", ".join(sorted(meters)) or "none"
+        raise ValueError(f"keep_examples keeps what the meter 'demand' sees, which is not among the meters: {found}")
+
+
 @torch.no_grad()
 def warn_of_leaks(sites: Sequence[Site], views: Views, names: Sequence[str]) -> None:
     """Say which LoRA writers start where steering `B`'s gradient alone misses part of the product's step."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from interptrain.alarm import Alarm
-from interptrain.checks import check_options, check_state, warn_of_leaks, warn_of_unowned
+from interptrain.checks import check_examples, check_options, check_state, warn_of_leaks, warn_of_unowned
 from interptrain.clipping import clip_
 from interptrain.concepts.bank import ConceptBank
 from interptrain.gradients import Gradient, gradients_of, steer_gradients_
@@ -140,11 +140,7 @@ class Steerer:
             self.sites, where=where, cadences=cadences | {"discover_every": discover_every or 1}, meters=meters,
             bounds={"norm_cap": norm_cap, "clip_norm": clip_norm},
         )  # fmt: skip
-        if keep_examples < 0 or (keep_examples and "demand" not in meters):
-            raise ValueError(
-                f"keep_examples is a number of measured steps, and needs the meter 'demand'; found {keep_examples} with "
-                f"{', '.join(sorted(meters)) or 'no meters'}"
-            )
+        check_examples(keep_examples, meters)
         self._probe_every, self._discover_every = probe_every, discover_every
         self._every, self._null_every, self._norm_cap, self._clip_norm = every, null_every, norm_cap, clip_norm
         self._seed = seed
@@ -153,8 +149,8 @@ class Steerer:
         self._views = Views(bank, ridge=ridge, seed=seed)
         sets = probes if probes is None or isinstance(probes, ProbeSets) else ProbeSets.of(probes)
         self._readings = Readings(
-            bank, self._views, meters=meters, probes=sets, keep_tokens=keep_tokens or keep_examples > 0, latent_labels=latent_labels or {},
-            backend=self._backend, seed=seed,
+            bank, self._views, meters=meters, probes=sets, keep_tokens=keep_tokens or keep_examples > 0,
+            latent_labels=latent_labels or {}, backend=self._backend, seed=seed,
         )  # fmt: skip
         self._examples = KeptExamples(bank, keep_examples) if keep_examples > 0 else None
         self._alarm = alarm

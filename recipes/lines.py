@@ -68,7 +68,7 @@ class Lines:
                 form = form or form_of(self.path, number, row, self.columns, self.tokenizer)
                 example = example_of(row, form, self.tokenizer)
             except ValueError as fault:
-                if form is None and not bad and not isinstance(fault, _NoObject):
+                if form is None and not bad and not isinstance(fault, _NoObjectError):
                     raise  # of the columns: the same of every row
                 bad += 1
                 faults += [f"line {number}: {fault}"] if len(faults) < SHOWN else []
@@ -97,8 +97,9 @@ class Lines:
             total, usable = total + 1, usable + (row is not None)
             if row is not None and (largest := max(row["input_ids"])) >= words:
                 raise ValueError(
-                    f"'{self.path}', line {line.number}: the tokenizer makes token {largest} but the model has {words}, "
-                    "counted from 0: it is another model's, or words were added without model.resize_token_embeddings"
+                    f"'{self.path}', line {line.number}: the tokenizer makes token {largest} but the model has "
+                    f"{words}, counted from 0: it is another model's, or words were added without "
+                    "model.resize_token_embeddings"
                 )
         if not total:
             raise ValueError(f'\'{self.path}\' is empty: expected a JSON object a line, such as {{"text": "..."}}')
@@ -123,7 +124,7 @@ class Lines:
             raise ValueError(f"cannot read the data '{self.path}': {error}") from None
 
 
-class _NoObject(ValueError):
+class _NoObjectError(ValueError):
     """A line that holds no JSON object."""
 
 
@@ -131,9 +132,9 @@ def _object(raw: bytes) -> dict[str, Any]:
     try:
         row = json.loads(raw.removeprefix(BOM).decode())
     except UnicodeDecodeError as error:
-        raise _NoObject(f"not UTF-8 ({error}); save the file as UTF-8") from None
+        raise _NoObjectError(f"not UTF-8 ({error}); save the file as UTF-8") from None
     except json.JSONDecodeError as error:
-        raise _NoObject(f"{error.msg} at column {error.colno}") from None
+        raise _NoObjectError(f"{error.msg} at column {error.colno}") from None
     if not isinstance(row, dict):
-        raise _NoObject(f"a {type(row).__name__}, expected an object")
+        raise _NoObjectError(f"a {type(row).__name__}, expected an object")
     return row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -52,6 +53,14 @@ class ModelChoice:
         from interptrain.tiny_world.shipped import DATA
 
         return str(DATA / "base")
+
+
+def quiet_loading() -> None:
+    """No bar for every model that is loaded, and no word of what a library lacks that is not used here."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it where it is installed
 
 
 def load_tokenizer(choice: ModelChoice) -> PreTrainedTokenizerBase:

@@ -53,6 +53,7 @@ from interptrain.recorders.document import (
     Scores,
     Verdict,
 )
+from interptrain.recorders.tokens import TokenFile, read_tokens, write_tokens
 from interptrain.sae_fit import Fit, FitCheck
 from interptrain.sites import find_sites
 
@@ -171,6 +172,7 @@ class Config:
 FREE = ("resume", "save_every", "memory_check", "sae_check")  # may differ in a run that goes on
 MIN_EXAMPLES, MIN_HELD, MAX_HELD = 8, 2, 128
 SAMPLES = 4
+TOKENS = "tokens.json"  # the last batch, each word with what it asked for
 RANDOM_TOKENS = 0.2  # of the first batch: what a gate on random directions drops
 
 MEASURES: tuple[Measure, ...] = (
@@ -382,7 +384,8 @@ def run(prepared: Prepared, console: Console) -> Path:
         recipe="sft", choice=config.choice, tokenizer=voice.tokenizer, rows=prepared.train, bank=prepared.bank,
         probes=prepared.probes, score=score, answer=answer, out=config.out, steps=prepared.steps, rate=config.rate,
         batch=config.batch, accumulate=config.accumulate, every=config.every, probe_every=config.probe_every,
-        skip=config.skip, save_every=config.save_every, settings=as_json(config), options={"check_saes": False},
+        skip=config.skip, save_every=config.save_every, settings=as_json(config),
+        options={"check_saes": False, "token_view": TokenFile(config.out / TOKENS, voice.tokenizer)},
     )  # fmt: skip
     results = train_arms(training, prepared.arms, seeds=config.seeds, created=created, console=console)
     report = Report(
@@ -395,6 +398,8 @@ def run(prepared: Prepared, console: Console) -> Path:
         limits=list(LIMITS), data=[data],
     )  # fmt: skip
     page = write_pages(report, config.out)
+    if (config.out / TOKENS).exists():  # not where every run was done before
+        write_tokens(read_tokens(config.out / TOKENS), config.out / "tokens.html")
     Unfinished(config.out).end()
     show(report, page, console)
     return page

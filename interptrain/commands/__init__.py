@@ -21,4 +21,8 @@ class Command(NamedTuple):
 GROUPS = {"concepts": "find concepts, look at them and keep them"}
 
 # By the words that call it; imported only when it is called.
-COMMANDS: dict[tuple[str, ...], Command] = {}
+COMMANDS: dict[tuple[str, ...], Command] = {
+    ("attribute",): Command(
+        "interptrain.commands.attribute", "rank the examples of a data set by what they teach; drop or reweight them"
+    ),
+}

@@ -13,8 +13,8 @@ from torch.utils.hooks import RemovableHandle
 
 from interptrain.concepts.activation import Activation, activation_elsewhere, concept_activation
 from interptrain.concepts.bank import ConceptBank
-from interptrain.meters.realised import Shift
 from interptrain.meters.probes import callable_model
+from interptrain.meters.realised import Shift
 from interptrain.meters.spans import NULL_GROUPS, Spans, sign_flipped_means
 from interptrain.meters.token_demand import TokenDemand
 from interptrain.meters.tokens import Positions

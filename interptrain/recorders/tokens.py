@@ -1,4 +1,4 @@
-"""`tokens.json`: the last examples that a run has seen, each token with what it asked of every concept; and its page."""
+"""`tokens.json`: the last examples of a run, each word with what it asked of every concept; and its page."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
+import torch
 from torch import Tensor
 
 from interptrain.recorders.pages import write_page
@@ -107,9 +108,7 @@ class TokenFile:
             warn(f"'{self.path}' of step {step} is not written, the run goes on: {error}")
 
 
-def token_document(
-    bank: ConceptBank, step: int, examples: Sequence[KeptExample], tokenizer: Decoder
-) -> TokenDocument:
+def token_document(bank: ConceptBank, step: int, examples: Sequence[KeptExample], tokenizer: Decoder) -> TokenDocument:
     """The file's content."""
     return TokenDocument(
         schema=TOKENS_SCHEMA,
@@ -196,7 +195,7 @@ def _chosen(examples: Sequence[KeptExample], most: int) -> list[KeptExample]:
     """As many as are to be shown, in their order: in turn the next that asks most for each concept."""
     if len(examples) <= most:
         return list(examples)
-    concepts = range(len(examples[0].signed))
-    orders = [sorted(range(len(examples)), key=lambda n, c=c: -float(examples[n].signed[c].nan_to_num())) for c in concepts]
+    signed = torch.stack([each.signed for each in examples]).nan_to_num()
+    orders = signed.argsort(dim=0, descending=True, stable=True).T.tolist()
     turns = dict.fromkeys(order[place] for place in range(len(examples)) for order in orders)
     return [examples[number] for number in sorted(list(turns)[:most])]

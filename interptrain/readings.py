@@ -17,6 +17,7 @@ from interptrain.meters.dictionary import DictionaryMeter
 from interptrain.meters.probe_meter import ProbeMeter
 from interptrain.meters.probes import ProbeSets
 from interptrain.meters.token_demand import TokenDemands
+from interptrain.meters.watch import Watchers
 from interptrain.processes import sum_over_processes_
 from interptrain.projection import Backend, Matrix, PartialSums
 from interptrain.report import Measured, Reading
@@ -37,6 +38,7 @@ class Readings:
         views: their directions at the sites.
         meters: which of `KNOWN_METERS` to measure.
         probes: fixed texts to read the model with, before training and from time to time.
+        watchers: fitted probes of texts that look at them too.
         keep_tokens: keep what every token of the last measured step asked for.
         latent_labels: what the dictionary's latents are about.
         backend: what reads the matrices.
@@ -50,6 +52,7 @@ class Readings:
         *,
         meters: Collection[str],
         probes: ProbeSets | None,
+        watchers: Watchers | None,
         keep_tokens: bool,
         latent_labels: Mapping[int, str],
         backend: Backend,
@@ -58,7 +61,7 @@ class Readings:
         self.meters = frozenset(meters)
         self.cumulative: dict[str, Tensor] = {}
         self.null_means: dict[str, Tensor] = {}
-        self.probes = None if probes is None else ProbeMeter(bank, probes, seed=seed)
+        self.probes = None if probes is None else ProbeMeter(bank, probes, seed=seed, watchers=watchers)
         self._bank, self._views, self._labels, self._backend = bank, views, latent_labels, backend
         self._dictionary = DictionaryMeter(bank, seed=seed) if bank.readouts else None
         self._demand = DemandMeter(

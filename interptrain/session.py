@@ -19,6 +19,7 @@ from interptrain.interventions.intervention import Intervention, split
 from interptrain.meters.kept_examples import KeptExample
 from interptrain.meters.probes import ProbeSets, callable_model
 from interptrain.meters.tokens import IGNORED_LABEL
+from interptrain.meters.watch import Watchers
 from interptrain.plan import Plan, summary_table
 from interptrain.processes import rank
 from interptrain.report import Recorder, Window
@@ -61,6 +62,9 @@ class Options(TypedDict, total=False):
         probes: fixed texts by set, `{"neutral": batches, "pirate": batches}`: what training makes of them is
             measured against the model before training.
         probe_every: run them after every n-th optimizer step.
+        watchers: by concept, a fitted probe of texts or several (`PlacedProbe.load(folder)`): what they see in the
+            probe sets is logged as `concept/NAME/watch/PROBE/SET`, 0 the neutral set and 1 the concept's own before
+            training. They know nothing of the bank's directions, so they notice what comes by others.
         discover_every: on every n-th step ask which of all the dictionary's latents it teaches; None never.
         latent_labels: what those latents are about.
         keep_examples: keep for so many of the last measured steps which examples and tokens asked for each concept;
@@ -88,6 +92,7 @@ class Options(TypedDict, total=False):
     meters: Collection[str]
     probes: ProbeSets | Mapping[str, Iterable[Mapping[str, Tensor]]] | None
     probe_every: int
+    watchers: Watchers | None
     discover_every: int | None
     latent_labels: Mapping[int, str] | None
     keep_examples: int

@@ -23,6 +23,7 @@ from interptrain.meters import Positions, loss_positions
 from interptrain.meters.kept_examples import KeptExample, KeptExamples
 from interptrain.meters.probes import ProbeSets
 from interptrain.meters.token_demand import TokenDemands
+from interptrain.meters.watch import Watchers
 from interptrain.optimizers import Turn, turns
 from interptrain.processes import sum_over_processes_
 from interptrain.projection import Backend, full_precision, workspace_bytes
@@ -75,6 +76,8 @@ class Steerer:
             `attention_mask`; what training makes of them is measured against the model before training. A set
             named like a concept shows it, `neutral` shows none.
         probe_every: run them after every n-th optimizer step.
+        watchers: by concept, fitted probes of texts that look at the probe sets each time; they know nothing of the
+            bank's directions.
         discover_every: on every n-th step ask which of all the dictionary's latents it teaches; None never.
         alarm: what to make of it when a sibling, a linear probe or something unexplained moves in place of a
             suppressed concept; needs probes.
@@ -87,7 +90,8 @@ class Steerer:
         seed: of the null groups.
 
     Raises:
-        ValueError: no sites, a LoRA reader in gradient mode, an unknown concept in a rule, parallel directions.
+        ValueError: no sites, a LoRA reader in gradient mode, an unknown concept in a rule, parallel directions, a
+            watcher that does not fit the bank or the probe sets.
 
     Example:
         >>> import torch
@@ -126,6 +130,7 @@ class Steerer:
         meters: Collection[str] = METERS,
         probes: ProbeSets | Mapping[str, Iterable[Mapping[str, Tensor]]] | None = None,
         probe_every: int = 50,
+        watchers: Watchers | None = None,
         discover_every: int | None = 50,
         alarm: Alarm | None = None,
         keep_tokens: bool = False,
@@ -148,8 +153,11 @@ class Steerer:
         self._backend = Backend(backend, sum_over_processes_)
         self._views = Views(bank, ridge=ridge, seed=seed)
         sets = probes if probes is None or isinstance(probes, ProbeSets) else ProbeSets.of(probes)
+        if watchers and sets is None:
+            raise ValueError(f"watchers of {', '.join(watchers)} look at probe sets, and there are none: give probes")
         self._readings = Readings(
-            bank, self._views, meters=meters, probes=sets, keep_tokens=keep_tokens or keep_examples > 0,
+            bank, self._views, meters=meters, probes=sets, watchers=watchers,
+            keep_tokens=keep_tokens or keep_examples > 0,
             latent_labels=latent_labels or {}, backend=self._backend, seed=seed,
         )  # fmt: skip
         self._examples = KeptExamples(bank, keep_examples) if keep_examples > 0 else None

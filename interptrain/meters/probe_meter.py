@@ -15,10 +15,11 @@ from interptrain.concepts.bank import ConceptBank
 from interptrain.meters.explained import ExplainedMeter, reconstructions
 from interptrain.meters.linear_probe import LinearProbe
 from interptrain.meters.probe_reading import ProbeReading
-from interptrain.meters.probes import ProbeMeans, ProbeSets, callable_model
+from interptrain.meters.probes import ProbeMeans, ProbeSets, Several, callable_model
 from interptrain.meters.realised import MeanDirections, realised_fraction, realised_reading
 from interptrain.meters.spans import NULL_GROUPS
 from interptrain.meters.unexplained import bank_spans, unexplained_reading
+from interptrain.meters.watch import Watchers, WatchMeter
 from interptrain.sites.hooks import HookPoint
 
 if TYPE_CHECKING:
@@ -40,8 +41,10 @@ class ProbeMeter:
         probes: the texts.
         groups: null groups.
         seed: of the null groups.
+        watchers: fitted probes of texts that look at the same passes, by concept; see `WatchMeter`.
 
     Raises:
+        ValueError: a watcher does not fit the bank or the probe sets.
         ModuleNotFoundError: the bank's concepts are an SAE's latents and SAELens is not installed.
 
     Example:
@@ -59,8 +62,17 @@ class ProbeMeter:
         True
     """
 
-    def __init__(self, bank: ConceptBank, probes: ProbeSets, *, groups: int = NULL_GROUPS, seed: int = 0) -> None:
+    def __init__(
+        self,
+        bank: ConceptBank,
+        probes: ProbeSets,
+        *,
+        groups: int = NULL_GROUPS,
+        seed: int = 0,
+        watchers: Watchers | None = None,
+    ) -> None:
         self.bank, self.probes = bank, probes
+        self._watch = WatchMeter(watchers or {}, bank, probes)
         self._activations = concept_activations(bank)
         self._explained = ExplainedMeter(bank, (NEUTRAL,) if NEUTRAL in probes.names else probes.names)
         self._directions = MeanDirections.of(bank, groups=groups, seed=seed)
@@ -104,6 +116,7 @@ class ProbeMeter:
             return
         start = self._means(model)
         self._explained.read()
+        self._watch.read()
         shown = set(self.probes.names) - {NEUTRAL} if NEUTRAL in self.probes.names else set()
         tokens = cache(partial(self._tokens, callable_model(model)))  # the neutral set serves every concept
         self._linear = {name: self._fit(tokens, start, name) for name in self.bank.names if name in shown}
@@ -127,10 +140,12 @@ class ProbeMeter:
             unexplained={n: unexplained_reading(self._spans, v, contrast) for n, v in zip(names, shift, strict=True)},
             probe=torch.stack([self._score(name, now) for name in self.bank.names], dim=-1),
             explained=self._explained.metrics(self._explained.read()),
+            watch=self._watch.curves(self._watch.read()),
         )
 
     def _means(self, model: nn.Module) -> ProbeMeans:
-        return self.probes.means(model, self._activations, hooks=self.bank.hook_points, beside=self._explained)
+        beside = Several((self._explained, self._watch))
+        return self.probes.means(model, self._activations, hooks=self.bank.hook_points, beside=beside)
 
     def held_bytes(self) -> int:
         """Bytes kept beside the model: directions, null groups, the start's means, and the SAE where it is used."""
@@ -138,6 +153,7 @@ class ProbeMeter:
         if self._start is not None:
             held += self._start.residual.nbytes + self._start.activation.nbytes
         held += sum(probe.weight.nbytes + probe.origin.nbytes for probe in self._linear.values())
+        held += self._watch.held_bytes()
         used = {each.hook for each in reconstructions(self.bank)}
         return held + sum(tensor.nbytes for hook in used for tensor in self.bank.readouts[hook].weights.values())
 
@@ -155,6 +171,7 @@ class ProbeMeter:
             "residual": start.residual.cpu(),
             "activation": start.activation.cpu(),
             "explained": {hook: value.cpu() for hook, value in self._explained.start.items()},
+            "watchers": self._watch.state_dict(),
             "linear": {
                 name: {"weight": probe.weight.cpu(), "origin": probe.origin.cpu(), "auc": probe.auc.cpu()}
                 for name, probe in self._linear.items()
@@ -165,13 +182,14 @@ class ProbeMeter:
         """Take over the start of an earlier run; a later `start` leaves it as it is.
 
         Raises:
-            ValueError: it is of other concepts, hook points or probe texts.
+            ValueError: it is of other concepts, hook points, probe texts or watchers.
         """
         for what, own in (("concepts", self.bank.names), ("hooks", self.bank.hook_points)):
             if tuple(state[what]) != own:
                 raise ValueError(f"the saved start is of {what} {', '.join(state[what])}; here are {', '.join(own)}")
         if state["texts"] != self.probes.digest():
             raise ValueError("the saved start is of other probe texts; use the same sets, in the same batches")
+        self._watch.load_state_dict(state.get("watchers", {}))  # states of versions before them have none
         self._start = ProbeMeans(state["residual"], state["activation"])
         self._explained.start = dict(state.get("explained", {}))  # states of versions before it have none
         self._linear = {name: LinearProbe(**probe) for name, probe in state["linear"].items()}

@@ -25,6 +25,7 @@ class ProbeReading:
         unexplained: by set, how much of its move lies outside all concepts.
         probe: each concept's linear probe: 0 the neutral set, 1 the concept's own set, both before training.
         explained: of each SAE the share of the activations' variance that it reconstructs, now and before training.
+        watch: by `PROBE/SET` what fitted probes of texts see, on the same scale; NaN where none watches a concept.
     """
 
     realised: Mapping[str, Shift]
@@ -33,6 +34,7 @@ class ProbeReading:
     unexplained: Mapping[str, Unexplained]
     probe: Float[Tensor, "set concept"]
     explained: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
+    watch: Mapping[str, Float[Tensor, "concept"]] = field(default_factory=dict)
 
     def readings(self) -> dict[str, Measured]:
         """What belongs to a concept, as a report takes it: `realised/SET`, `realised/SET/fraction`, ..."""
@@ -43,7 +45,7 @@ class ProbeReading:
             found[f"realised/{name}/latents"] = Plain(self.latents[number])
             found[f"probe/{name}"] = Plain(self.probe[number])
             found[f"unexplained/{name}/strength"] = Plain(self.unexplained[name].strength)
-        return found
+        return found | {f"watch/{name}": Plain(value) for name, value in self.watch.items()}
 
     def overall(self) -> dict[str, Float[Tensor, ""]]:
         """What belongs to no concept: `unexplained/SET` with its null and z, and `sae/HOOK/explained`."""

@@ -197,6 +197,27 @@ class Beside(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Several:
+    """Several that look at the same passes.
+
+    Args:
+        all: each of them.
+    """
+
+    all: tuple[Beside, ...]
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The hook points that any of them wants."""
+        return tuple(dict.fromkeys(place for each in self.all for place in each.places))
+
+    def take(self, name: str, counted: Bool[Tensor, "batch token"], caught: Mapping[str, Tensor]) -> None:
+        """Hand one pass to each."""
+        for each in self.all:
+            each.take(name, counted, caught)
+
+
 @dataclass(frozen=True, eq=False)
 class _Passes:
     """Forward passes over probe sets, and what is made of each."""

@@ -14,8 +14,11 @@ from interptrain.concepts.labelled import Labelled, class_weights, folds
 from interptrain.concepts.logistic import log_loss
 from interptrain.concepts.segments import segment_softmax, segment_sum
 from interptrain.concepts.standard import Standard
+from interptrain.meters.linear_probe import discriminant
 
-_START = 0.01  # spread of the first q and v, in units of the standardised activations over sqrt(width)
+_NOISE = 0.01  # spread of what is added to the first q and v, over sqrt(width)
+_STILL = 1e-12  # a spread of scores that is none
+_SHARPEST = 3.0  # of the first heads: how many times the discriminant, whose scores have spread 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,12 +36,15 @@ class _Heads:
     bias: Float[Tensor, "probe"]
 
     @classmethod
-    def drawn(cls, probes: int, heads: int, width: int, seed: int, like: Tensor) -> _Heads:
-        """All alike, near the mean-pool probe of weight 0."""
+    def begun(cls, along: Float[Tensor, "probe width"], heads: int, seed: int) -> _Heads:
+        """Between a linear probe's mean and its max: `q_h = beta_h w`, `v_h = w / H`, beta_h from 0 to 3, and noise."""
         generator = torch.Generator().manual_seed(seed)
-        drawn = _START * torch.randn(2, 1, heads, width, generator=generator) / width**0.5
-        query, value = drawn.to(like).repeat(1, probes, 1, 1).unbind()
-        return cls(query.requires_grad_(), value.requires_grad_(), like.new_zeros(probes).requires_grad_())
+        drawn = _NOISE * torch.randn(2, 1, heads, along.shape[1], generator=generator) / along.shape[1] ** 0.5
+        sharpness = torch.linspace(0, _SHARPEST, heads)[:, None].to(along)
+        query = sharpness * along[:, None] + drawn[0].to(along)
+        value = along[:, None] / heads + drawn[1].to(along)
+        bias = along.new_zeros(len(along))
+        return cls(query.requires_grad_(), value.requires_grad_(), bias.requires_grad_())
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -73,9 +79,10 @@ def fit_attention(
 
         min_{q, v, b}  sum_i c_i log(1 + exp(-y_i s_i)) + l2/2 (||q||^2 + ||v||^2)
 
-    in standardised activations. For each penalty and each held-out part a probe is trained on the rest; the penalty
-    and the step at which the class-weighted log loss of the held-out parts is least are then used on all texts. The
-    same seed gives the same probe.
+    in standardised activations. The first heads are the linear probe `w` (Fisher's discriminant, its scores scaled to
+    spread 1) pooled from a mean to nearly a max: begun at 0, a head hardly finds one token among hundreds. For each
+    penalty and each held-out part a probe is trained on the rest; the penalty and the step at which the class-weighted
+    log loss of the held-out parts is least are then used on all texts. The same seed gives the same probe.
 
     Args:
         texts: of both classes.
@@ -90,16 +97,18 @@ def fit_attention(
     standard = Standard.of(texts.values, texts.token_weights(class_weights(texts.positive)), each=each)
     values, count = standard(texts.values), len(texts)
     held = folds(texts.positive, parts, seed)
-    ways = [(l2, part) for l2 in penalties for part in held.unique().tolist()]
+    parts_held = held.unique().tolist()
+    ways = [(l2, part) for l2 in penalties for part in parts_held]
     fitted = torch.stack([class_weights(texts.positive, held != part) for _, part in ways])
     rest = torch.stack([class_weights(texts.positive, held == part) for _, part in ways])
     l2 = values.new_tensor([each_l2 for each_l2, _ in ways])
-    probes = _Heads.drawn(len(ways), heads, values.shape[1], seed, values)
+    begun = {part: _along(values, texts, (held != part)[texts.text]) for part in parts_held}
+    probes = _Heads.begun(torch.stack([begun[part] for _, part in ways]), heads, seed)
     losses = _train(probes, values, texts, count, fitted, rest, l2, steps=steps, rate=rate)
     held_out = losses.unflatten(1, (len(penalties), -1)).mean(-1)  # [step, penalty]
     best = int(held_out.argmin())
     step, chosen = best // len(penalties), penalties[best % len(penalties)]
-    probe = _Heads.drawn(1, heads, values.shape[1], seed, values)
+    probe = _Heads.begun(_along(values, texts, torch.ones_like(texts.text, dtype=torch.bool))[None], heads, seed)
     everything = class_weights(texts.positive)[None]
     _train(probe, values, texts, count, everything, everything, l2.new_tensor([chosen]), steps=step, rate=rate)
     query, value, bias = (parameter.detach()[0] for parameter in probe.parameters)
@@ -107,6 +116,13 @@ def fit_attention(
     return AttentionProbe(
         query / standard.scale, value / standard.scale, bias - (value / standard.scale).sum(0) @ standard.centre
     )
+
+
+def _along(values: Tensor, texts: Labelled, chosen: Tensor) -> Float[Tensor, "width"]:
+    """The discriminant of some tokens, scaled so that their scores have spread 1."""
+    shown = texts.positive[texts.text]
+    weight = discriminant(values[chosen & shown], values[chosen & ~shown]).to(values)
+    return weight / (values[chosen] @ weight).std().clamp_min(_STILL)
 
 
 def _train(

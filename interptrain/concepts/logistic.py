@@ -14,7 +14,7 @@ from interptrain.concepts.labelled import class_weights, folds
 Solution = tuple[Tensor, Tensor]  # w [width], b []
 Solver = Callable[[Tensor, Tensor, Tensor, float, "Solution | None"], Solution]
 _NEWTON_STEPS, _TOLERANCE = 50, 1e-10
-_PROXIMAL_STEPS, _PROXIMAL_TOLERANCE = 1000, 1e-7
+_PROXIMAL_STEPS, _PROXIMAL_TOLERANCE = 500, 1e-6
 
 
 def log_loss(

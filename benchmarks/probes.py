@@ -5,8 +5,8 @@
 On the tiny world, one CPU thread, every probe of `interptrain.concepts.probes` in the same run:
 
     table    concepts pirate, royal and arithmetic, fitted on 4, 16, 64 and 256 texts a class in one half of the
-             wordings; AUC on other texts of that half and of the other half, the same with shuffled labels, seconds
-    needle   64 texts a class of 16, 64 and 256 tokens of plain documents each; of the positive ones one token, at a
+             wordings; AUC on other texts of that half and of the other half, the same with 64 texts and shuffled labels, seconds
+    needle   64 texts a class of 16, 64 and 128 tokens of plain documents each; of the positive ones one token, at a
              random place, is a pirate's word. Tokens are put together as activations, each as it was read in its own
              document
     watch    the same probes, fitted at the first token of answers, watch probe sets while a voice is taught and its
@@ -50,8 +50,8 @@ from interptrain.tiny_world.probes import first_answer_token, probe_sets
 from interptrain.tiny_world.tokens import encode
 from interptrain.tiny_world.wordings import Half, own_words
 
-CONCEPTS, SIZES, TESTED = ("pirate", "royal", "arithmetic"), (4, 16, 64, 256), 200
-LENGTHS, NEEDLES = (16, 64, 256), 64
+CONCEPTS, SIZES, TESTED, NULL = ("pirate", "royal", "arithmetic"), (4, 16, 64, 256), 200, 64
+LENGTHS, NEEDLES = (16, 64, 128), 64
 STEPS, EVERY, RATE, PROMPTS = 30, 5, 3e-4, 50
 ARMS = {"pirate, suppressed": ("pirate", False), "royal, suppressed": ("royal", False), "plain": ("pirate", True)}
 
@@ -68,6 +68,7 @@ class World:
         self.hook = self.bank.hook_points[0]
         self.decoder = self.bank.readouts[self.hook].decoder
         self.sae = shared_sae(self.bank.readouts[self.hook])
+        self.commit = commit()
 
     def read(self, documents: list[Document], *, first: bool = False) -> TextActivations:
         """Every token, or the one that predicts an answer's first word."""
@@ -99,22 +100,24 @@ def scored(world: World, name: str, probe: Any, texts: tuple[TextActivations, Te
 
 
 def table(world: World, seeds: int) -> Iterator[dict[str, Any]]:
-    for concept in CONCEPTS:
-        for seed in range(seeds):
+    for seed in range(seeds):
+        for concept in CONCEPTS:
             tests = {half: both(world, concept, half, 1000 + seed, TESTED) for half in ("search", "test")}
             for size in SIZES:
                 texts = both(world, concept, "search", seed, size)
                 for name in PROBES:
                     probe, seconds = fitted(world, name, texts, seed)
-                    mixed = Labelled.of(*(world.seen(name, each) for each in texts)).shuffled(seed)
-                    null = fit_labelled(name, mixed, fitting=Fitting(seed=seed), decoder=world.decoder)
-                    yield {
+                    row = {
                         "concept": concept, "seed": seed, "texts": size, "probe": name, **seconds,
                         "parameters": parameters_of(probe), "directions": len(probe.directions()),
                         "auc": scored(world, name, probe, tests["search"]),
                         "auc, other wording": scored(world, name, probe, tests["test"]),
-                        "auc, shuffled": scored(world, name, null, tests["search"]),
                     }  # fmt: skip
+                    if size == NULL:
+                        mixed = Labelled.of(*(world.seen(name, each) for each in texts)).shuffled(seed)
+                        null = fit_labelled(name, mixed, fitting=Fitting(seed=seed), decoder=world.decoder)
+                        row["auc, shuffled"] = scored(world, name, null, tests["search"])
+                    yield row
 
 
 def haystacks(world: World, half: Half, length: int, seed: int) -> tuple[TextActivations, TextActivations]:
@@ -139,8 +142,8 @@ def haystacks(world: World, half: Half, length: int, seed: int) -> tuple[TextAct
 
 
 def needle(world: World, seeds: int) -> Iterator[dict[str, Any]]:
-    for length in LENGTHS:
-        for seed in range(seeds):
+    for seed in range(seeds):
+        for length in LENGTHS:
             texts = haystacks(world, "search", length, seed)
             tests = {half: haystacks(world, half, length, 1000 + seed) for half in ("search", "test")}
             for name in PROBES:
@@ -194,6 +197,8 @@ def watch(world: World, seeds: int) -> Iterator[dict[str, Any]]:
 
 
 def mean_sd(values: list[float]) -> str:
+    if not values:
+        return ""
     sd = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.mean(values):.3f} ± {sd:.3f}"
 
@@ -210,7 +215,7 @@ def show(part: str, rows: list[dict[str, Any]], console: Console) -> None:
         console.print(shown)
         return
     by = ("concept", "texts", "probe") if part == "table" else ("length", "probe")
-    figures = [name for name in rows[0] if name.startswith("auc")]
+    figures = list(dict.fromkeys(name for row in rows for name in row if name.startswith("auc")))
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(tuple(row[name] for name in by), []).append(row)
@@ -220,7 +225,7 @@ def show(part: str, rows: list[dict[str, Any]], console: Console) -> None:
             statistics.median(row["cpu seconds"] for row in rows) for rows in (own, groups[*key[:-1], "mean"])
         )
         shown.add_row(
-            *map(str, key), *(mean_sd([row[name] for row in own]) for name in figures), f"{seconds:.2f}",
+            *map(str, key), *(mean_sd([row[name] for row in own if name in row]) for name in figures), f"{seconds:.2f}",
             f"{seconds / base:.1f}",
         )  # fmt: skip
     console.print(shown)
@@ -230,6 +235,24 @@ def commit() -> str:
     return subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
+
+
+def facts(world: World, seeds: int) -> dict[str, Any]:
+    """What the rows were measured with."""
+    names = ("interptrain", "torch", "sae-lens", "transformers")
+    return {
+        "settings": {
+            "seeds": seeds,
+            "hook": world.hook,
+            "tested": TESTED,
+            "needles": NEEDLES,
+            "steps": STEPS,
+            "rate": RATE,
+        },
+        "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in names},
+        "device": f"{platform.machine()} cpu, 1 thread",
+        "commit": world.commit,
+    }
 
 
 PARTS: dict[str, Callable[[World, int], Iterator[dict[str, Any]]]] = {"table": table, "needle": needle, "watch": watch}
@@ -245,18 +268,15 @@ def main() -> None:
     world, console = World(), Console(width=200)
     found: dict[str, Any] = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
     for part in options.parts:
-        start = time.perf_counter()
-        rows = list(PARTS[part](world, options.seeds))
+        start, rows = time.perf_counter(), list[dict[str, Any]]()
+        for row in PARTS[part](world, options.seeds):
+            rows.append(row)
+            if options.out is not None:
+                written = found | facts(world, options.seeds) | {part: rows}
+                options.out.write_text(json.dumps(written, indent=1) + "\n")
+        found[part] = rows
         show(part, rows, console)
-        found |= {
-            "settings": {"seeds": options.seeds, "hook": world.hook, "tested": TESTED, "steps": STEPS, "rate": RATE},
-            "versions": {"python": platform.python_version()}
-            | {name: importlib.metadata.version(name) for name in ("interptrain", "torch", "sae-lens", "transformers")},
-            "device": f"{platform.machine()} cpu, 1 thread", "commit": commit(), part: rows,
-        }  # fmt: skip
         console.print(f"{part}: {time.perf_counter() - start:.0f} s")
-        if options.out is not None:
-            options.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

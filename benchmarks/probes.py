@@ -5,7 +5,8 @@
 On the tiny world, one CPU thread, every probe of `interptrain.concepts.probes` in the same run:
 
     table    concepts pirate, royal and arithmetic, fitted on 4, 16, 64 and 256 texts a class in one half of the
-             wordings; AUC on other texts of that half and of the other half, the same with 64 texts and shuffled labels, seconds
+             wordings; AUC on other texts of that half and of the other half, with 64 texts the same under shuffled
+             labels, seconds
     needle   64 texts a class of 16, 64 and 128 tokens of plain documents each; of the positive ones one token, at a
              random place, is a pirate's word. Tokens are put together as activations, each as it was read in its own
              document
@@ -241,14 +242,7 @@ def facts(world: World, seeds: int) -> dict[str, Any]:
     """What the rows were measured with."""
     names = ("interptrain", "torch", "sae-lens", "transformers")
     return {
-        "settings": {
-            "seeds": seeds,
-            "hook": world.hook,
-            "tested": TESTED,
-            "needles": NEEDLES,
-            "steps": STEPS,
-            "rate": RATE,
-        },
+        "settings": dict(seeds=seeds, hook=world.hook, tested=TESTED, needles=NEEDLES, steps=STEPS, rate=RATE),
         "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in names},
         "device": f"{platform.machine()} cpu, 1 thread",
         "commit": world.commit,

@@ -44,6 +44,8 @@ class Alarm:
         on: the probe set to look at, or several.
         raised: of each concept that it has warned of: `step`, `what` took over, its `figure`, and `on` which set.
 
+    After a look, `ringing` holds the same of each suppressed concept that could be read, None where nothing rings.
+
     Raises:
         ValueError: a threshold is not positive, no set to look at, or a concept is its own sibling.
 
@@ -59,6 +61,7 @@ class Alarm:
     unexplained_moved: float = UNEXPLAINED_MOVED
     on: str | Sequence[str] = "neutral"
     raised: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ringing: dict[str, dict[str, Any] | None] = field(default_factory=dict, init=False, repr=False)
     _unread: set[str] = field(default_factory=set, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -118,6 +121,7 @@ class Alarm:
         Raises:
             ValueError: as `check` does.
         """
+        self.ringing = {}
         if not suppressed:
             return False
         self.check(bank, reading.realised)
@@ -128,12 +132,18 @@ class Alarm:
     def _look_on(self, on: str, step: int, reading: ProbeReading, bank: ConceptBank, suppressed: Sequence[str]) -> bool:
         """The same on one probe set."""
         figures = reading.fractions(on, bank.names)
-        self._warn_of_unread([name for name in suppressed if math.isnan(figures[name]["fraction"])], on)
+        unread = [name for name in suppressed if math.isnan(figures[name]["fraction"])]
+        self._warn_of_unread(unread, on)
+        for name in suppressed:
+            if name not in unread:
+                self.ringing.setdefault(name, None)
         around = {name: found for name in suppressed if (found := self._took_over(name, figures)) is not None}
         for name, (what, figure) in around.items():
+            event = {"step": step, "what": what, "figure": figure, "on": on}
+            self.ringing[name] = self.ringing[name] or event
             if name in self.raised:
                 continue
-            self.raised[name] = {"step": step, "what": what, "figure": figure, "on": on}
+            self.raised[name] = event
             warn(
                 f"rerouting at step {step}: '{name}' is suppressed and flat ({figures[name]['fraction']:.2f} of the "
                 f"way to its own texts), but {what} moved ({figure:.2f}) on the {on} probe set",

@@ -85,6 +85,8 @@ class StepReport:
         nonfinite: sites whose gradient held NaN or infinity and was left alone.
         capped: the smallest factor by which the norm cap scaled a correction; 1 where it did not bind.
         discoveries: by hook, the dictionary's latents that were taught most.
+        alarms: of each suppressed concept that the alarm looked at: the `step`, `what` moved in its place, its
+            `figure`, and `on` which probe set; None where nothing did.
     """
 
     step: int
@@ -95,6 +97,7 @@ class StepReport:
     capped: Float[Tensor, ""]
     overall: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
     discoveries: Mapping[str, DiscoveryTable] = field(default_factory=dict)
+    alarms: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
 
     def scalars(self) -> dict[str, float]:
         """Every figure by its metric name, in one transfer from the device; what was not measured is absent."""
@@ -108,7 +111,12 @@ class StepReport:
         for name, nothing in (("nonfinite_sites", 0.0), ("norm_cap", 1.0)):
             if found.get(f"interptrain/{name}") == nothing:
                 del found[f"interptrain/{name}"]
-        return found
+        return found | {f"concept/{concept}/alarm": float(each is not None) for concept, each in self.alarms.items()}
+
+    @property
+    def ringing(self) -> dict[str, dict[str, Any]]:
+        """The alarms that ring, by concept."""
+        return {concept: dict(each) for concept, each in self.alarms.items() if each is not None}
 
 
 @runtime_checkable
@@ -183,6 +191,9 @@ def average(reports: Sequence[StepReport]) -> StepReport:
         capped=torch.stack([r.capped for r in reports]).amin(),
         overall={n: torch.stack([r.overall[n] for r in reports if n in r.overall]).nanmean() for n in overall},
         discoveries={hook: found for report in reports for hook, found in report.discoveries.items()},
+        # One that rang at any of the steps rang: a mean of 0 and 1 would say nothing.
+        alarms={name: each for report in reports for name, each in report.alarms.items()}
+        | {name: each for report in reversed(reports) for name, each in report.ringing.items()},
     )
 
 

@@ -538,6 +538,7 @@ class Steerer:
                 suppressed += sorted(self._context.suppressed.difference(suppressed))
             raised = self._alarm.look(turn.step, reading, self.bank, suppressed)
             step.overall["rerouting"] = torch.tensor(float(raised), device=step.device)
+            step.alarms = self._alarm.ringing
 
     def _gains(self, coefficients: Mapping[str, Tensor] | None, step: int) -> Gains:
         gains = self._rule(coefficients or dict.fromkeys(self.bank.names, _UNREAD), step)

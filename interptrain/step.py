@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -36,6 +37,7 @@ class Step:
         steered: what the edit of an update did.
         overall: figures that belong to no concept.
         discoveries: by hook, the latents that it taught most.
+        alarms: by concept, what moves in its place; None where nothing does.
     """
 
     number: int
@@ -51,6 +53,7 @@ class Step:
     steered: Steered | None = None
     overall: dict[str, Tensor] = field(default_factory=dict)
     discoveries: dict[str, DiscoveryTable] = field(default_factory=dict)
+    alarms: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
 
     @property
     def changes_nothing(self) -> bool:
@@ -81,6 +84,7 @@ class Step:
             nonfinite=torch.zeros((), device=self.device) if self.nonfinite is None else self.nonfinite,
             capped=torch.ones((), device=self.device) if self.cap is None else self.cap,
             discoveries=self.discoveries,
+            alarms=self.alarms,
         )
 
     def _achieved(self, concepts: tuple[str, ...]) -> Float[Tensor, "concept"]:

@@ -20,7 +20,7 @@ from interptrain.recipes.examples import batches
 from interptrain.recipes.loading import ModelChoice, load_model
 from interptrain.recipes.parallel import Tell, display
 from interptrain.recipes.unfinished import Unfinished
-from interptrain.recorders import JSONLRecorder, read_curves
+from interptrain.recorders import JSONLRecorder, read_alarms, read_curves
 from interptrain.recorders.document import Arm, Run, Sample, Scores, rounded
 from interptrain.steering import Rule
 
@@ -175,6 +175,7 @@ def train(training: Training, treatment: Treatment, seed: int, created: str, tel
         seed=seed, scores=scores, checkpoints=watch.checkpoints, curves=rounded(read_curves(curves)), samples=samples,
         seconds=time.monotonic() - started, weights=str(folder.relative_to(out)),
         wandb=str(wandb_folder.relative_to(out)) if wandb_folder.is_relative_to(out) else "",
+        alarms=read_alarms(curves),
     )  # fmt: skip
     if keeper:
         unfinished.keep(name, run)

@@ -25,7 +25,7 @@ from interptrain.recipes import verdicts
 from interptrain.recipes.parallel import Tell, run_parallel
 from interptrain.recipes.provenance import as_json, make_folder, versions
 from interptrain.recipes.screen import show, write_pages
-from interptrain.recorders import MemoryRecorder
+from interptrain.recorders import JSONLRecorder, read_alarms, read_curves
 from interptrain.recorders.document import (
     REPORT_SCHEMA,
     Arm,
@@ -261,10 +261,11 @@ def train(job: Job, tell: Tell) -> Run:
     model = trainable(config.tuning)
 
     # Bank, sites and rule: every arm is observed with the same bank; the callback finds the sites in it.
-    memory = MemoryRecorder()
+    curves = out / "curves" / f"{job.arm.name}-{job.seed}.jsonl"
+    curves.unlink(missing_ok=True)
     steering = ConceptSteering(
-        bank(job.seed), job.arm.acts(), where=job.arm.where, every=EVERY, recorders=[memory], summary=False,
-        probes=probe_batches(PROBE_TEXTS), probe_every=PROBE_EVERY,
+        bank(job.seed), job.arm.acts(), where=job.arm.where, every=EVERY, recorders=[JSONLRecorder(curves)],
+        summary=False, probes=probe_batches(PROBE_TEXTS), probe_every=PROBE_EVERY,
     )  # fmt: skip
 
     # Train.
@@ -296,11 +297,12 @@ def train(job: Job, tell: Tell) -> Run:
         seed=job.seed,
         scores=scores,
         checkpoints=watch.checkpoints,
-        curves=rounded(memory.curves()),
+        curves=rounded(read_curves(curves)),
         samples=spoken(behaviour.samples),
         seconds=time.monotonic() - started,
         weights=str(folder.relative_to(out)),
         wandb=str(wandb_folder.relative_to(out)) if wandb_folder.is_relative_to(out) else "",
+        alarms=read_alarms(curves),
     )
 
 

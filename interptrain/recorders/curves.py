@@ -12,6 +12,7 @@ import io
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -22,7 +23,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from interptrain.recorders.document import Arm, Curves, Report
+from interptrain.recorders.document import Arm, Curves, Report, Rung
 
 POINTS = 40  # of a drawn curve; each is the mean over its stretch of steps
 Draw: TypeAlias = "Callable[[Axes], None]"
@@ -76,7 +77,7 @@ def curve(arm: Arm, key: str) -> Curve | None:
 
 
 def _single(curves: Curves, key: str) -> Curve | None:
-    if key not in curves:
+    if all(value is None for value in curves.get(key, ())):
         return None
     length = len(curves["step"])
 
@@ -102,22 +103,17 @@ def draw_concept(axes: Axes, report: Report, concept: str, *, quantity: str = "d
     first = curve(report["arms"][0], key)
     if first is not None:
         _draw_null(axes, first)
-    for arm, stroke in zip(report["arms"], STROKES, strict=False):
-        line = curve(arm, key)
-        if line is not None:
-            axes.plot(line.steps, line.value, **stroke.line, label=arm["name"])
+    _draw_arms(axes, report, concept, key)
     axes.set_ylim(bottom=0)
 
 
 def draw_quantity(axes: Axes, report: Report, concept: str, quantity: str) -> None:
     """A quantity in every arm that has it, over the first arm's null if it was measured."""
-    first = curve(report["arms"][0], f"concept/{concept}/{quantity}")
+    key = f"concept/{concept}/{quantity}"
+    first = curve(report["arms"][0], key)
     if first is not None and np.isfinite(first.null).any():
         _draw_null(axes, first)
-    for arm, stroke in zip(report["arms"], STROKES, strict=False):
-        line = curve(arm, f"concept/{concept}/{quantity}")
-        if line is not None:
-            axes.plot(line.steps, line.value, **stroke.line, label=arm["name"])
+    _draw_arms(axes, report, concept, key)
     if quantity == "achieved":  # a gain: rounding about 0 is not to fill the panel
         low, high = axes.get_ylim()
         axes.set_ylim(min(low, -0.05), max(high, 1.05))
@@ -130,11 +126,12 @@ def has_quantity(report: Report, concept: str, quantity: str) -> bool:
 
 def draw_arm(axes: Axes, report: Report, concept: str, number: int, *, quantity: str = "demand") -> None:
     """One concept in one arm, beside its own null; the same scale in every arm."""
-    arm, stroke = report["arms"][number], STROKES[number]
+    arm, stroke = report["arms"][number], STROKES[number % len(STROKES)]
     line = curve(arm, f"concept/{concept}/{quantity}")
     if line is not None:
         _draw_null(axes, line)
         axes.plot(line.steps, line.value, **stroke.line, label=arm["name"])
+        draw_alarms(axes, arm, concept, line, stroke)
     every = [curve(other, f"concept/{concept}/{quantity}") for other in report["arms"]]
     top = max((np.nanmax([*c.value, *(c.null + 2 * c.spread)]) for c in every if c is not None), default=1.0)
     axes.set_ylim(0, 1.08 * top)
@@ -142,7 +139,7 @@ def draw_arm(axes: Axes, report: Report, concept: str, number: int, *, quantity:
 
 def draw_behaviour(axes: Axes, report: Report, measure: str) -> None:
     """A measured behaviour over the steps, in every arm; thin lines are single seeds."""
-    for arm, stroke in zip(report["arms"], STROKES, strict=False):
+    for arm, stroke in zip(report["arms"], cycle(STROKES), strict=False):
         seeds = []
         for run in arm["runs"]:
             steps = [point["step"] for point in run["checkpoints"]]
@@ -150,6 +147,37 @@ def draw_behaviour(axes: Axes, report: Report, measure: str) -> None:
             axes.plot(steps, seeds[-1], color=stroke.colour, linewidth=0.6, alpha=0.35)
         axes.plot(steps, np.mean(seeds, axis=0), **stroke.line, label=arm["name"])
     axes.set_ylim(-0.04, max(1.04, axes.get_ylim()[1]))  # a share, or a loss
+
+
+def _draw_arms(axes: Axes, report: Report, concept: str, key: str) -> None:
+    for arm, stroke in zip(report["arms"], cycle(STROKES), strict=False):
+        line = curve(arm, key)
+        if line is not None:
+            axes.plot(line.steps, line.value, **stroke.line, label=arm["name"])
+            draw_alarms(axes, arm, concept, line, stroke)
+
+
+def alarms(arm: Arm, concept: str) -> list[Rung]:
+    """The alarms of a concept in every run of an arm, by step."""
+    found = [rung for run in arm["runs"] for rung in run.get("alarms", ()) if rung["concept"] == concept]
+    return sorted(found, key=lambda rung: rung["step"])
+
+
+def draw_alarms(axes: Axes, arm: Arm, concept: str, line: Curve, stroke: Stroke) -> None:
+    """A mark on the curve wherever an alarm began to ring, and at the first of them its step."""
+    steps = [float(rung["step"]) for rung in alarms(arm, concept)]
+    if not steps:
+        return
+    heights = np.interp(steps, line.steps, line.value)
+    axes.plot(
+        steps, heights, linestyle="none", marker="v", markersize=8, color=stroke.colour, markeredgecolor=_INK,
+        label="alarm", zorder=3, clip_on=False,
+    )  # fmt: skip
+    late = steps[0] > np.mean(axes.get_xlim())
+    axes.annotate(
+        f"alarm, step {steps[0]:.0f}", (steps[0], heights[0]), xytext=(-7 if late else 7, 5),
+        textcoords="offset points", ha="right" if late else "left", fontsize="small", annotation_clip=False,
+    )  # fmt: skip
 
 
 def _draw_null(axes: Axes, line: Curve) -> None:

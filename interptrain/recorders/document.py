@@ -58,6 +58,16 @@ class Checkpoint(TypedDict):
     scores: Scores
 
 
+class Rung(TypedDict):
+    """An alarm that began to ring: after which step, for which concept, what moved in its place, how far and where."""
+
+    concept: str
+    step: int
+    what: str
+    figure: float
+    on: str
+
+
 class Run(TypedDict):
     """One seed of one arm."""
 
@@ -69,6 +79,7 @@ class Run(TypedDict):
     seconds: float
     weights: str
     wandb: str
+    alarms: NotRequired[list[Rung]]
 
 
 class Arm(TypedDict):

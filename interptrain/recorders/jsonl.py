@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from interptrain.recorders.document import Rung
 from interptrain.report import METRICS_SCHEMA, StepReport
 
 _START = b'{"schema": '  # of every line that is written here
@@ -16,7 +18,8 @@ _START = b'{"schema": '  # of every line that is written here
 class JSONLRecorder:
     """Appends `{"schema": 1, "step": n, metric: value, ...}` lines; a resumed run goes on in the same file.
 
-    Where the whole dictionary was read, the line also has `"discovery": {hook: rows}`. Half a line at the end, which a
+    Where the whole dictionary was read, the line also has `"discovery": {hook: rows}`, and where an alarm rings
+    `"alarms": {concept: {"step", "what", "figure", "on"}}`. Half a line at the end, which a
     run leaves that is killed while it writes, is cut off when the file is opened. `read_curves` reads the file back.
 
     Each line is one synchronisation with the device; measure less often (`every`) to pay less.
@@ -51,7 +54,8 @@ class JSONLRecorder:
     def record(self, report: StepReport) -> None:
         """Append a report."""
         found = {hook: table.rows() for hook, table in report.discoveries.items()}
-        figures = report.scalars() | ({"discovery": found} if found else {})
+        more = {"discovery": found, "alarms": report.ringing}
+        figures = report.scalars() | {key: value for key, value in more.items() if value}
         line = json.dumps({"schema": METRICS_SCHEMA, "step": report.step, **figures}, allow_nan=False)
         with self.path.open("a") as file:
             file.write(line + "\n")
@@ -70,30 +74,109 @@ def read_curves(path: str | Path) -> dict[str, list[float | None]]:
     Raises:
         ValueError: the file is missing, or a line of it is none of a `JSONLRecorder` of this schema.
     """
+    rows = {line.step: line.figures for line in _lines(path)}
+    return columns(rows)
+
+
+def read_alarms(path: str | Path) -> list[Rung]:
+    """The alarms that a `JSONLRecorder`'s file holds; see `begun`.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ValueError: as `read_curves` does.
+    """
+    return begun({line.step: line.alarms for line in _lines(path)})
+
+
+class Line(NamedTuple):
+    """A line of a `JSONLRecorder`: its step, its finite numbers, and for each suppressed concept its alarm or None."""
+
+    step: float
+    figures: dict[str, float]
+    alarms: dict[str, dict[str, Any] | None]
+
+
+def columns(rows: Mapping[float, Mapping[str, float]]) -> dict[str, list[float | None]]:
+    """`{"step": [...], metric: [...]}` of `{step: {metric: value}}`, the steps sorted.
+
+    Example:
+        >>> columns({5.0: {"step": 5.0, "loss": 1.0}, 0.0: {"step": 0.0}})
+        {'step': [0.0, 5.0], 'loss': [None, 1.0]}
+    """
+    keys = dict.fromkeys(("step", *(key for row in rows.values() for key in row)))
+    return {key: [rows[step].get(key) for step in sorted(rows)] for key in keys}
+
+
+def begun(alarms: Mapping[float, Mapping[str, Mapping[str, Any] | None]]) -> list[Rung]:
+    """The looks at which an alarm began to ring: it did not at the look before. Sorted by step.
+
+    Args:
+        alarms: by step, for each concept that was looked at, the alarm or None.
+
+    Example:
+        >>> rung = {"step": 10, "what": "its sibling 'royal'", "figure": 0.6, "on": "neutral"}
+        >>> begun({9.0: {"pirate": rung}, 19.0: {"pirate": {**rung, "step": 20}}, 29.0: {"pirate": None}})
+        [{'concept': 'pirate', 'step': 10, 'what': "its sibling 'royal'", 'figure': 0.6, 'on': 'neutral'}]
+    """
+    found, before = [], set()
+    for step in sorted(alarms):
+        for concept, alarm in alarms[step].items():
+            if alarm is None:
+                before.discard(concept)
+            elif concept not in before:
+                before.add(concept)
+                found.append(Rung(concept=concept, **alarm))  # type: ignore[typeddict-item]
+    return found
+
+
+def read_line(line: bytes, where: str) -> Line:
+    """One line.
+
+    Args:
+        line: without its break.
+        where: of the file, for the message.
+
+    Raises:
+        ValueError: it is none of a `JSONLRecorder` of this schema.
+    """
+    try:
+        found: dict[str, Any] = json.loads(line)
+        schema, step = found.pop("schema"), float(found["step"])
+        if not math.isfinite(step):
+            raise ValueError("no step")  # said below
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        shown = line[:40].decode(errors="replace")
+        raise ValueError(f"{where}: expected a line of a JSONLRecorder with schema and step, found {shown!r}") from None
+    if schema != METRICS_SCHEMA:
+        raise ValueError(f"{where}: schema {schema!r}, this version reads {METRICS_SCHEMA}")
+    numbers = {key: float(value) for key, value in found.items() if isinstance(value, (int, float))}
+    figures = {key: value for key, value in numbers.items() if math.isfinite(value)} | {"step": step}
+    return Line(step, figures, _alarms(figures, found.get("alarms")))
+
+
+def _alarms(figures: Mapping[str, float], ringing: Any) -> dict[str, dict[str, Any] | None]:
+    """What was looked at, by the figures; of those that ring, what the line says of it."""
+    said: Mapping[str, Any] = ringing if isinstance(ringing, Mapping) else {}
+    found: dict[str, dict[str, Any] | None] = {}
+    for key, value in figures.items():
+        if key.startswith("concept/") and key.endswith("/alarm"):
+            concept = key.removeprefix("concept/").removesuffix("/alarm")
+            given = said.get(concept) if isinstance(said.get(concept), Mapping) else {}
+            unsaid = {"step": int(figures["step"]) + 1, "what": "", "figure": value, "on": ""}
+            found[concept] = {name: given.get(name, other) for name, other in unsaid.items()} if value else None
+    return found
+
+
+def _lines(path: str | Path) -> Iterator[Line]:
     try:
         *lines, last = Path(path).read_bytes().split(b"\n")
     except FileNotFoundError:
         raise ValueError(f"'{path}' does not exist; a JSONLRecorder writes it while a model trains") from None
     if _is_json(last):
         lines.append(last)
-    read = (_figures(line, f"'{path}', line {number}") for number, line in enumerate(lines, start=1) if line.strip())
-    rows = {row["step"]: row for row in read}
-    keys = dict.fromkeys(("step", *(key for row in rows.values() for key in row)))
-    return {key: [rows[step].get(key) for step in sorted(rows)] for key in keys}
-
-
-def _figures(line: bytes, where: str) -> dict[str, float]:
-    """A line's step and its finite numbers."""
-    try:
-        found: dict[str, Any] = json.loads(line)
-        schema, step = found.pop("schema"), float(found["step"])
-    except (ValueError, TypeError, KeyError, AttributeError):
-        shown = line[:40].decode(errors="replace")
-        raise ValueError(f"{where}: expected a line of a JSONLRecorder with schema and step, found {shown!r}") from None
-    if schema != METRICS_SCHEMA:
-        raise ValueError(f"{where}: schema {schema!r}, this version reads {METRICS_SCHEMA}")
-    numbers = {key: float(value) for key, value in found.items() if isinstance(value, (int, float))}
-    return {key: value for key, value in numbers.items() if math.isfinite(value)} | {"step": step}
+    return (read_line(line, f"'{path}', line {number}") for number, line in enumerate(lines, start=1) if line.strip())
 
 
 def _mend_end(path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
+from interptrain.recorders.document import Rung
+from interptrain.recorders.jsonl import begun
 from interptrain.recorders.sparkline import Sparkline
 from interptrain.report import StepReport
 
@@ -40,6 +42,10 @@ class MemoryRecorder:
         keys = dict.fromkeys(key for row in rows for key in row)
         curves: dict[str, list[float | None]] = {"step": [float(report.step) for report in self.reports]}
         return curves | {key: [row.get(key) for row in rows] for key in keys}
+
+    def alarms(self) -> list[Rung]:
+        """The alarms that began to ring, by step."""
+        return begun({float(report.step): report.alarms for report in self.reports})
 
     def curves_table(self, metric: str = "demand") -> Table:
         """One metric of every concept as a curve over the measured steps, its first and last value, null and z.

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+_OURS = b'<meta name="generator" content="interptrain">'
 _DARKEST = 0.75  # opacity of the deepest shade: the word under it stays readable in light and dark
 
 
@@ -17,6 +18,34 @@ def write_page(path: Path, template: str, filters: Mapping[str, Any] | None = No
     """Write a page; see `page`."""
     path.write_text(page(template, filters, **values), encoding="utf-8")
     return path
+
+
+def replace_page(path: Path, text: str) -> Path:
+    """Write a page over an earlier one of interptrain's, as a whole or not at all; never over another file.
+
+    Args:
+        path: of the page.
+        text: as `page` makes it.
+
+    Raises:
+        ValueError: another file is there, or it cannot be written.
+    """
+    half = path.with_name(f".{path.name}.half")
+    try:
+        if path.exists() and not is_ours(path):
+            raise ValueError(
+                f"'{path}' is no page of interptrain's and is left as it is; move it, or name another file"
+            )
+        half.write_text(text, encoding="utf-8")
+        half.replace(path)
+    except OSError as error:
+        raise ValueError(f"cannot write '{path}': {error.strerror}") from error
+    return path
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is a page of this package, which a later one may take the place of."""
+    return path.is_file() and _OURS in path.read_bytes()[:2000]
 
 
 def page(template: str, filters: Mapping[str, Any] | None = None, /, **values: Any) -> str:

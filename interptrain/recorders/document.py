@@ -164,6 +164,21 @@ def write_report(report: Report, path: Path) -> Path:
     return path
 
 
+def said(rung: Rung) -> str:
+    """An alarm in words.
+
+    Example:
+        >>> said({"concept": "pirate", "step": 40, "what": "its sibling 'royal'", "figure": 0.62, "on": "neutral"})
+        "alarm at step 40: 'pirate' is suppressed and flat, but its sibling 'royal' moved (0.62) on neutral"
+    """
+    what = rung["what"] or "something else"
+    where = f" on {rung['on']}" if rung["on"] else ""
+    return (
+        f"alarm at step {rung['step']}: '{rung['concept']}' is suppressed and flat, but {what} moved "
+        f"({rung['figure']:.2f}){where}"
+    )
+
+
 def rounded(curves: Curves) -> Curves:
     """Curves to six significant digits, a third of the size.
 

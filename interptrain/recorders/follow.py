@@ -136,7 +136,8 @@ class Followers:
         for path in _files(self.place):
             if path not in self.runs:
                 self.runs[path] = Follower(path, run_name(path, self.place))
-        return any([run.look() for run in self.runs.values()])
+        news = [run.look() for run in self.runs.values()]  # every one looks
+        return any(news)
 
     def __iter__(self) -> Iterator[Follower]:
         """Those that have a step, by name."""
@@ -155,11 +156,13 @@ def run_name(path: Path, place: Path) -> str:
     """What a run is called: where its file lies in the folder, and of a recipe's `curves/ARM-SEED` the arm and seed.
 
     Example:
-        >>> run_name(Path("runs/a/curves/steered-0.jsonl"), Path("runs/a")), run_name(Path("a/b.jsonl"), Path("a/b.jsonl"))
-        ('steered, seed 0', 'b')
+        >>> run_name(Path("runs/a/curves/steered-0.jsonl"), Path("runs/a"))
+        'steered, seed 0'
+        >>> run_name(Path("a/b.jsonl"), Path("a/b.jsonl"))
+        'b'
     """
     if path == place:
-        return path.stem
+        place = path.parent.parent if path.parent.name == "curves" else path.parent
     inside = path.relative_to(place)
     parts = [part for part in (*inside.parts[:-1], inside.stem) if part != "curves"] or [place.resolve().name]
     arm = re.fullmatch(r"(.+)-(\d+)", parts[-1]) if "curves" in inside.parts[:-1] else None

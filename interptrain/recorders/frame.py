@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from interptrain.recorders.document import Curves, Rung
+from interptrain.recorders.document import Curves, Rung, said
 from interptrain.recorders.follow import Follower
 from interptrain.recorders.sparkline import Sparkline
 from interptrain.recorders.standing import Standing, concepts_of, loss_of, standing
 
-CONCEPT, FIGURES, CURVE = 18, 55, 32  # characters: of a name, of the figures beside it, of a curve at most
+CONCEPT, FIGURES, CURVE = 18, 54, 32  # characters: of a name, of the figures beside it, of a curve at most
 STALE = 60.0  # seconds without a line, from which on it is said
 
 
@@ -46,7 +48,7 @@ class Frame:
             yield Text("no curves yet: a JSONLRecorder's file appears when the first step was measured", style="dim")
         yield from (Text(_plain(note), style="yellow") for note in self.notes)
 
-    def _fitting(self, parts: dict[object, RunFrame]) -> tuple[list[Follower], list[Follower]]:
+    def _fitting(self, parts: dict[Path, RunFrame]) -> tuple[list[Follower], list[Follower]]:
         if self.height is None:
             return list(self.runs), []
         left, shown = self.height - 2 - 2 * len(self.notes), list[Follower]()
@@ -78,19 +80,21 @@ class RunFrame:
         yield Text()
         yield Text(self._title(), overflow="ellipsis", no_wrap=True)
         table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
-        signs = ("!", "+-", "->") if options.ascii_only else ("▼", "±", "→")
+        signs = ("!", "~", ">") if options.ascii_only else ("▼", "±", "→")
         name = max([7, *(min(CONCEPT, len(each)) for each in self._concepts)])
-        width = max(6, min(CURVE, options.max_width - name - FIGURES))
-        table.add_column("concept", width=name, no_wrap=True, overflow="ellipsis")
-        table.add_column("demand", justify="right", width=6)
-        table.add_column(f"null {signs[1]} 2 sd", justify="right", width=13 if options.ascii_only else 12, no_wrap=True)
-        table.add_column("z", justify="right", width=5)
-        table.add_column("curve", width=width, no_wrap=True)
-        table.add_column("realised", justify="right", width=8)
-        table.add_column("gain", justify="right", width=10, no_wrap=True)
-        table.add_column("alarm", justify="right", width=6, no_wrap=True)
+        width = min(CURVE, options.max_width - name - FIGURES)  # what is left over; none on a narrow screen
+        columns = {"concept": name, "demand": 6, f"null {signs[1]} 2 sd": 12, "z": 5, "curve": width, "realised": 8,
+                   "gain": 9, "alarm": 6}  # fmt: skip
+        room = options.max_width - name
+        needs = {"curve": FIGURES + 6, "realised": 52, f"null {signs[1]} 2 sd": 43}  # in the order they are left out
+        left_out = [number for number, head in enumerate(columns) if room < needs.get(head, 0)]
+        for number, (head, size) in enumerate(columns.items()):
+            if number not in left_out:
+                side: Literal["left", "right"] = "left" if head in ("concept", "curve") else "right"
+                table.add_column(head, width=size, justify=side, no_wrap=True, overflow="ellipsis")
         for concept in self._concepts:
-            table.add_row(*_row(concept, self._curves, self._of(concept), width, signs))
+            cells = _row(concept, self._curves, self._of(concept), max(6, width), signs)
+            table.add_row(*(cell for number, cell in enumerate(cells) if number not in left_out))
         yield table
         for rung in self._alarms:
             yield Text(f"{signs[0]} {_plain(said(rung))}", style="bold red")
@@ -107,21 +111,6 @@ class RunFrame:
         parts += [f"realised on {', '.join(sorted(sets))}"] if sets else []
         parts += [f"last written {_ago(run.age())} ago"] if run.age() > STALE else []
         return _plain(", ".join(parts))
-
-
-def said(rung: Rung) -> str:
-    """An alarm in words.
-
-    Example:
-        >>> said({"concept": "pirate", "step": 40, "what": "its sibling 'royal'", "figure": 0.62, "on": "neutral"})
-        "alarm at step 40: 'pirate' is suppressed and flat, but its sibling 'royal' moved (0.62) on neutral"
-    """
-    what = rung["what"] or "something else"
-    where = f" on {rung['on']}" if rung["on"] else ""
-    return (
-        f"alarm at step {rung['step']}: '{rung['concept']}' is suppressed and flat, but {what} moved "
-        f"({rung['figure']:.2f}){where}"
-    )
 
 
 def _row(

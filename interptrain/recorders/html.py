@@ -10,7 +10,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from interptrain.recorders import curves
-from interptrain.recorders.document import Arm, Checkpoint, Relearning, Report, checked
+from interptrain.recorders.document import Arm, Checkpoint, Relearning, Report, checked, said
 from interptrain.recorders.pages import page
 
 
@@ -50,6 +50,7 @@ def render(report: Report) -> str:
         written=_written_panels(report),
         pairs=_pair_panels(report),
         samples=_samples(report),
+        alarms=_alarms(report),
     )
 
 
@@ -167,6 +168,12 @@ def _pair_panels(report: Report) -> list[tuple[Panel, Panel]]:
         )
         for number, pair in enumerate(report["pairs"])
     ]  # fmt: skip
+
+
+def _alarms(report: Report) -> list[tuple[str, str]]:
+    """Whose alarm rang, and what it says."""
+    runs = [(arm, run) for arm in report["arms"] for run in arm["runs"]]
+    return [(f"{arm['name']}, seed {run['seed']}", said(rung)) for arm, run in runs for rung in run.get("alarms", ())]
 
 
 def _panel(draw: curves.Draw, name: str, title: str, caption: str, *, ylabel: str = "") -> Panel:

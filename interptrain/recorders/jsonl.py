@@ -163,7 +163,8 @@ def _alarms(figures: Mapping[str, float], ringing: Any) -> dict[str, dict[str, A
     for key, value in figures.items():
         if key.startswith("concept/") and key.endswith("/alarm"):
             concept = key.removeprefix("concept/").removesuffix("/alarm")
-            given = said.get(concept) if isinstance(said.get(concept), Mapping) else {}
+            told = said.get(concept)
+            given: Mapping[str, Any] = told if isinstance(told, Mapping) else {}
             unsaid = {"step": int(figures["step"]) + 1, "what": "", "figure": value, "on": ""}
             found[concept] = {name: given.get(name, other) for name, other in unsaid.items()} if value else None
     return found

@@ -13,9 +13,8 @@ from markupsafe import Markup
 
 from interptrain._version import __version__
 from interptrain.recorders import curves
-from interptrain.recorders.document import Arm, Report
+from interptrain.recorders.document import Arm, Report, said
 from interptrain.recorders.follow import Follower
-from interptrain.recorders.frame import said
 from interptrain.recorders.html import WRITTEN, Panel
 from interptrain.recorders.pages import page
 from interptrain.recorders.standing import concepts_of, loss_of, probe_set, standing
@@ -56,7 +55,7 @@ def figure(value: float | None, digits: int = 3) -> str:
         >>> figure(0.12345), figure(None), figure(-0.001, 1)
         ('0.123', '–', '0.0')
     """
-    return "–" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
+    return "\N{EN DASH}" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def _card(run: Follower) -> dict[str, Any]:
@@ -78,12 +77,10 @@ def _arm(run: Follower) -> Arm:
 def _panels(arms: Sequence[Arm]) -> list[tuple[str, Panel, list[Panel]]]:
     """For every concept its demand, and what was written, achieved and realised where it was measured."""
     found = []
-    for number, concept in enumerate(
-        dict.fromkeys(name for arm in arms for name in concepts_of(arm["runs"][0]["curves"]))
-    ):
-        having = [arm for arm in arms if concept in concepts_of(arm["runs"][0]["curves"])]
-        report = cast("Report", {"arms": list(arms)})
-        on = next((on for arm in having if (on := probe_set(arm["runs"][0]["curves"], concept))), "neutral")
+    every = [arm["runs"][0]["curves"] for arm in arms]
+    report = cast("Report", {"arms": list(arms)})
+    for number, concept in enumerate(dict.fromkeys(name for each in every for name in concepts_of(each))):
+        on = next((on for each in every if (on := probe_set(each, concept))), "neutral")
         others = [
             (f"realised/{on}/fraction" if quantity.startswith("realised") else quantity, ylabel, says)
             for quantity, ylabel, says in WRITTEN

@@ -69,11 +69,11 @@ def standing(curves: Curves, concept: str) -> Standing:
         return _last(curves, f"{start}{quantity}")
 
     demand, null, z = (_at_last(curves, f"{start}demand", suffix) for suffix in ("", "/null", "/z"))
-    known = demand is not None and null is not None and z
+    spread = abs((demand - null) / z) if demand is not None and null is not None and z else None
     return Standing(
-        demand=demand, null=null, spread=abs((demand - null) / z) if known else None, z=z, write=last("write"),
+        demand=demand, null=null, spread=spread, z=z, write=last("write"),
         realised=last(f"realised/{on}/fraction") if on else None, on=on, gain=last("gain"), achieved=last("achieved"),
-    )  # type: ignore[operator]  # fmt: skip
+    )  # fmt: skip
 
 
 def probe_set(curves: Curves, concept: str) -> str:

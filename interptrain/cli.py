@@ -21,6 +21,7 @@ EXTRAS = {
     "sae": ("sae_lens",),
     "hf": ("transformers", "peft"),
     "wandb": ("wandb",),
+    "dashboard": ("wandb_workspaces",),
     "recipes": ("matplotlib", "jinja2", "pydantic", "yaml", "psutil", "datasets"),
 }
 

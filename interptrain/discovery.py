@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rich.jupyter import JupyterMixin
 from rich.markup import escape
 from rich.table import Table
 
@@ -14,7 +15,7 @@ from interptrain.meters.dictionary import Discovery
 
 
 @dataclass(frozen=True, eq=False)
-class DiscoveryTable:
+class DiscoveryTable(JupyterMixin):
     """A reading of the whole dictionary with what is known of its latents.
 
     Args:

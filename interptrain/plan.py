@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
+from rich.jupyter import JupyterMixin
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
@@ -23,7 +25,7 @@ APPROXIMATE = (
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class Plan(JupyterMixin):
     """A dry run: the sites, what they cost, and what was left out and why.
 
     Args:
@@ -58,17 +60,19 @@ class Plan:
 
     def __rich__(self) -> RenderableType:
         steered = sum(site.parameter.numel() for site in self.sites)
-        table = Table(title=f"{len(self.sites)} sites, {steered:,} parameters; concepts: {', '.join(self.concepts)}")
+        table = Table(
+            title=f"{len(self.sites)} sites, {steered:,} parameters; concepts: {escape(', '.join(self.concepts))}"
+        )
         for column in ("site", "role", "axis", "directions", "elements"):
             table.add_column(column, justify="left" if column in ("site", "role") else "right")
         for site, count in zip(self.sites, self.directions, strict=True):
             role = f"{site.role}, approximate" if site.approximate else site.role
-            table.add_row(site.name, role, str(site.axis), str(count), f"{site.parameter.numel():,}")
+            table.add_row(escape(site.name), role, str(site.axis), str(count), f"{site.parameter.numel():,}")
         rest = Table(title=f"left out: {len(self.left_out)} trainable parameters")
         rest.add_column("parameter")
         rest.add_column("why")
         for left in self.left_out:
-            rest.add_row(left.name, left.reason)
+            rest.add_row(escape(left.name), escape(left.reason))
         if any(site.approximate for site in self.sites):
             table.caption = APPROXIMATE
         cost = f"memory beside the model: {self.extra_bytes / 2**20:.1f} MiB of directions, null groups and one copy"
@@ -93,7 +97,7 @@ def summary_table(concepts: Sequence[str], metrics: Mapping[str, float]) -> Tabl
     for concept in concepts:
         share = {key: f"{cell(concept, key)} ({cell(concept, f'{key}/null')})" for key in ("demand", "gradient")}
         table.add_row(
-            concept, share["demand"], cell(concept, "demand/z"), share["gradient"], cell(concept, "gradient/z"),
+            escape(concept), share["demand"], cell(concept, "demand/z"), share["gradient"], cell(concept, "gradient/z"),
             cell(concept, "gain"), cell(concept, "achieved"),
         )  # fmt: skip
     return table

@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
+from rich.jupyter import JupyterMixin
+from rich.markup import escape
+from rich.table import Table
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -59,7 +62,7 @@ class Readout:
 
 
 @dataclass(frozen=True, eq=False)
-class ConceptBank:
+class ConceptBank(JupyterMixin):
     """Named concepts and their unit directions; frozen, and the same on every machine.
 
     A concept is one or more rows. Rows need not be orthogonal: everything that uses a bank goes through
@@ -229,6 +232,19 @@ class ConceptBank:
             model=self.model or other.model,
             readouts={**self.readouts, **other.readouts},
         )
+
+    def __rich__(self) -> Table:
+        """A row a concept and hook: how many directions, and where the first of them came from."""
+        table = Table(title=f"{len(self.names)} concepts, {len(self.directions)} directions of width {self.d_model}")
+        for column in ("concept", "hook", "directions", "latents", "source"):
+            table.add_column(column, justify="right" if column == "directions" else "left", overflow="fold")
+        for name, hook in dict.fromkeys(zip(self.concepts, self.hooks, strict=True)):
+            rows = self.rows(name, hook)
+            latents = ", ".join(str(self.sources[row]["latent"]) for row in rows if "latent" in self.sources[row])
+            source = self.sources[rows[0]]
+            said = " ".join(str(source[key]) for key in ("kind", "release", "sae_id") if source.get(key))
+            table.add_row(*map(escape, (name, hook, str(len(rows)), latents, said)))
+        return table
 
     def save(self, folder: str | Path) -> Path:
         """Write the bank to a folder: `bank.json`, `bank.safetensors` and, with them, the read-outs.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.jupyter import JupyterMixin
 from rich.markup import escape
 from rich.table import Table
 
@@ -11,10 +12,10 @@ from interptrain.recorders.sparkline import Sparkline
 from interptrain.report import StepReport
 
 
-class MemoryRecorder:
+class MemoryRecorder(JupyterMixin):
     """Keeps reports on their device; nothing is transferred until the curves are asked for.
 
-    `rich.print(recorder)` shows them in the terminal.
+    `rich.print(recorder)` shows them in the terminal, and a notebook as a cell's last line.
 
     Example:
         >>> import torch

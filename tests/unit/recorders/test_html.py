@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -11,35 +10,10 @@ from matplotlib.figure import Figure
 from interptrain.recorders import curves
 from interptrain.recorders.document import read_report, write_report
 from interptrain.recorders.html import dropped, render, write_html
+from tests.helpers.pages import Page
 from tests.helpers.reports import MEASURES, small_report
 
 HOSTILE = "<script>alert(1)</script>\"'&$x^{$"
-
-
-class Page(HTMLParser):
-    """Collects the tags, the addresses and the ids of a page, and the words it shows."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.addresses: list[str] = []
-        self.ids: list[str] = []
-        self.words: list[str] = []
-        self.handlers: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        for name, value in attrs:
-            if name in ("src", "href", "xlink:href", "action", "data", "poster", "srcset"):
-                self.addresses.append(value or "")
-            if name == "id":
-                self.ids.append(value or "")
-            if name.startswith("on"):
-                self.handlers.append(name)
-
-    def handle_data(self, data):
-        self.words.append(data)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from interptrain.recorders.frame import Frame
 
 NEEDS = ("recipes",)
 PAGE_EVERY, PAGE_SHARE = 10.0, 20.0  # seconds between two pages, at least, and as a multiple of what one takes
+REFRESH = 10  # seconds after which a browser loads it anew
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def _follow(prepared: Prepared, console: Console) -> None:
             drawn = drawn and not news
             if not drawn and time.monotonic() >= due:
                 began = time.monotonic()
-                _write(prepared, refresh=round(PAGE_EVERY))
+                _write(prepared, refresh=REFRESH)
                 drawn, now = True, time.monotonic()
                 due = now + max(PAGE_EVERY, PAGE_SHARE * (now - began))
             time.sleep(every)

@@ -20,7 +20,7 @@ from interptrain.report import Plain, Reading, StepReport
 HOOK = "blocks.1.hook_resid_post"
 
 
-def report(step, share=0.5, *, concepts=("pirate", "sums"), discoveries=None, **extra):
+def report(step, share=0.5, *, concepts=("pirate", "sums"), discoveries=None, alarms=None, **extra):
     """A demand of `share` for every concept with a null of mean 0.2 and deviation 0.1; None measures none."""
     count = len(concepts)
     null = torch.tensor([[0.1, 0.2, 0.3]] * count)
@@ -34,6 +34,7 @@ def report(step, share=0.5, *, concepts=("pirate", "sums"), discoveries=None, **
         nonfinite=torch.tensor(0.0),
         capped=torch.tensor(1.0),
         discoveries=discoveries or {},
+        alarms=alarms or {},
     )
 
 

@@ -6,7 +6,7 @@ import sys
 
 TRAINERS = ("lightning", "pytorch_lightning")
 MODELS = ("transformers", "peft", "sae_lens")
-HEAVY = {*TRAINERS, *MODELS, "wandb", "tensorboard", "matplotlib", "jinja2", "sklearn"}
+HEAVY = {*TRAINERS, *MODELS, "wandb", "wandb_workspaces", "tensorboard", "IPython", "matplotlib", "jinja2", "sklearn"}
 
 
 def modules_after(statement: str) -> set[str]:

@@ -1,6 +1,7 @@
 """A watched run in a terminal of any width."""
 
 import io
+import os
 
 import pytest
 from rich.console import Console
@@ -46,8 +47,6 @@ def test_no_line_is_wider_than_the_terminal(folder, width):
 
 
 def test_a_terminal_without_blocks_gets_other_signs(folder):
-    text = shown(folder, legacy_windows=False, force_terminal=True, color_system=None, safe_box=True)
-    assert "▼" in text
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     runs = Followers(folder)
     runs.look()
@@ -59,14 +58,11 @@ def test_a_terminal_without_blocks_gets_other_signs(folder):
 def test_names_neither_style_nor_steer_the_terminal(tmp_path):
     write(tmp_path / "curves.jsonl", line(0, concept=HOSTILE, rang=True))
     text = shown(tmp_path, 120, force_terminal=True, color_system="truecolor")
-    assert "[red]<script>" in text
-    assert "\x1b[31m<" not in text.replace("\x1b[1;31m", "")
-    assert "<script>\x1b" not in text
+    assert "[red]<script>\N{REPLACEMENT CHARACTER}[31m" in text
+    assert "\x1b[31m" not in text
 
 
 def test_what_the_height_leaves_out_is_named_and_the_last_written_is_shown(tmp_path):
-    import os
-
     for number in range(4):
         path = write(tmp_path / "curves" / f"arm{number}-0.jsonl", line(0))
         os.utime(path, (1e9 + number, 1e9 + number))

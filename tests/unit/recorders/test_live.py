@@ -10,9 +10,9 @@ from interptrain.recorders.html import render
 from interptrain.recorders.live import render_live
 from interptrain.recorders.pages import replace_page
 from interptrain.recorders.token_view import read_tokens
+from tests.helpers.pages import Page
 from tests.helpers.reports import small_report
 from tests.helpers.watched import RANG, line, write
-from tests.helpers.pages import Page
 
 HOSTILE = "<script>alert(1)</script>\"'&$x^{$"
 

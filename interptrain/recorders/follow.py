@@ -161,11 +161,9 @@ def run_name(path: Path, place: Path) -> str:
         >>> run_name(Path("a/b.jsonl"), Path("a/b.jsonl"))
         'b'
     """
-    if path == place:
-        place = path.parent.parent if path.parent.name == "curves" else path.parent
-    inside = path.relative_to(place)
-    parts = [part for part in (*inside.parts[:-1], inside.stem) if part != "curves"] or [place.resolve().name]
-    arm = re.fullmatch(r"(.+)-(\d+)", parts[-1]) if "curves" in inside.parts[:-1] else None
+    inside = path.relative_to(path.parent if path == place else place)
+    parts = [part for part in (*inside.parts[:-1], inside.stem) if part != "curves"] or [path.absolute().parent.name]
+    arm = re.fullmatch(r"(.+)-(\d+)", parts[-1]) if path.absolute().parent.name == "curves" else None
     last = f"{arm[1]}, seed {arm[2]}" if arm else parts[-1]
     return "/".join((*parts[:-1], last))
 

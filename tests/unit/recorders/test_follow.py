@@ -82,6 +82,7 @@ def test_a_run_is_named_by_where_it_lies(tmp_path):
     names = {"curves/a-b-1.jsonl": "a-b, seed 1", "one/curves.jsonl": "one", "mine-3.jsonl": "mine-3",
              "curves.jsonl": tmp_path.name}  # fmt: skip
     assert {file: run_name(tmp_path / file, tmp_path) for file in names} == names
+    assert run_name(tmp_path / "curves" / "a-1.jsonl", tmp_path / "curves") == "a, seed 1"
     alone = tmp_path / "curves" / "a-1.jsonl"
     assert run_name(alone, alone) == "a, seed 1"
 

@@ -242,7 +242,8 @@ def facts(world: World, seeds: int) -> dict[str, Any]:
     """What the rows were measured with."""
     names = ("interptrain", "torch", "sae-lens", "transformers")
     return {
-        "settings": dict(seeds=seeds, hook=world.hook, tested=TESTED, needles=NEEDLES, steps=STEPS, rate=RATE),
+        "settings": {"seeds": seeds, "hook": world.hook, "tested": TESTED, "needles": NEEDLES}
+        | {"steps": STEPS, "rate": RATE},
         "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in names},
         "device": f"{platform.machine()} cpu, 1 thread",
         "commit": world.commit,

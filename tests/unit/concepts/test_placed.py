@@ -14,9 +14,8 @@ from tests.helpers.texts import texts
 HOOK = "blocks.1.hook_resid_post"
 POOLED = PooledProbe(torch.randn(6), torch.tensor(0.5), "max")
 ATTENTION = AttentionProbe(torch.randn(2, 6), torch.randn(2, 6), torch.tensor(-1.0))
-LATENTS = LatentProbe(
-    torch.tensor([5, 1]), torch.eye(4)[:2], torch.ones(2), PooledProbe(torch.ones(2), torch.ones(()), "mean"), 6
-)
+INNER = PooledProbe(torch.ones(2), torch.ones(()), "mean")
+LATENTS = LatentProbe(torch.tensor([5, 1]), torch.eye(4)[:2], torch.ones(2), INNER, 6)
 
 
 @pytest.mark.parametrize("probe", [POOLED, ATTENTION, LATENTS], ids=["pooled", "attention", "latents"])

@@ -8,6 +8,7 @@ from interptrain.concepts.attention_probe import AttentionProbe
 from interptrain.concepts.contrast import TextActivations
 from interptrain.concepts.labelled import Labelled, class_weights, folds
 from interptrain.concepts.latent_probe import LatentProbe
+from interptrain.concepts.logistic import ridge_logistic
 from interptrain.concepts.probes import PROBES, Fitting, fit_labelled, fit_probe, parameters_of, reads_latents
 from interptrain.concepts.segments import segment_max, segment_mean, segment_softmax
 from interptrain.concepts.text_probe import PooledProbe, distinct_rows, probe_auc
@@ -25,9 +26,8 @@ def attention(*, width=6, heads=3, seed=0, dtype=torch.float32):
 def some_probes():
     weight = torch.randn(6, generator=torch.Generator().manual_seed(3))
     pooled = [PooledProbe(weight, torch.tensor(-0.2), pool) for pool in ("mean", "max")]
-    latents = LatentProbe(
-        torch.tensor([4, 0]), torch.eye(2), torch.ones(2), PooledProbe(weight[:2], weight[2], "max"), 6
-    )
+    inner = PooledProbe(weight[:2], weight[2], "max")
+    latents = LatentProbe(torch.tensor([4, 0]), torch.eye(2), torch.ones(2), inner, 6)
     return [*pooled, attention(), latents]
 
 
@@ -128,7 +128,7 @@ def test_every_probe_finds_what_is_there_and_nothing_where_labels_are_shuffled(n
         probe_auc(fit_labelled(name, Labelled.of(*fitted).shuffled(seed), fitting=QUICK, decoder=decoder), *held)
         for seed in range(3)
     ]
-    assert min(nulls) < 0.75
+    assert sum(nulls) / len(nulls) < 0.75
     assert parameters_of(probe) > 1
 
 
@@ -166,18 +166,13 @@ def test_one_token_in_a_long_text_is_lost_on_a_mean_and_found_by_attention():
 
 def test_duplicating_a_class_changes_nothing_of_a_mean_pool_probe():
     shown, absent = two_sets(12)
-    one, other = Labelled.of(shown, absent), Labelled.of(twice(shown), absent)
-    torch.testing.assert_close(
-        class_weights(one.positive)[one.positive].sum(), class_weights(other.positive)[other.positive].sum()
-    )
-    from interptrain.concepts.logistic import ridge_logistic
-    from interptrain.concepts.segments import segment_mean as pooled
-
-    solutions = [
-        ridge_logistic(pooled(e.values, e.text, len(e)), e.positive, class_weights(e.positive), 0.01)
-        for e in (one, other)
-    ]
-    torch.testing.assert_close(solutions[0], solutions[1], rtol=1e-6, atol=1e-8)
+    solutions = []
+    for each in (Labelled.of(shown, absent), Labelled.of(twice(shown), absent)):
+        weights = class_weights(each.positive)
+        assert float(weights[each.positive].sum()) == pytest.approx(0.5)
+        means = segment_mean(each.values, each.text, len(each))
+        solutions.append(ridge_logistic(means, each.positive, weights, 0.01))
+    torch.testing.assert_close(*solutions, rtol=1e-6, atol=1e-6)
 
 
 def test_every_part_that_is_held_out_has_texts_of_both_classes():
@@ -198,9 +193,7 @@ def test_latents_that_speak_against_the_concept_are_none_of_its_directions():
 
 def test_of_rows_that_are_nearly_one_the_longest_stays():
     rows = torch.tensor([[1.0, 0.0], [-3.0, 0.1], [0.0, 0.5]])
-    torch.testing.assert_close(
-        distinct_rows(rows), torch.tensor([[-3.0, 0.1], [0.0, 0.5]]) / rows[1:].norm(dim=-1)[:, None]
-    )
+    torch.testing.assert_close(distinct_rows(rows), rows[1:] / rows[1:].norm(dim=-1, keepdim=True))
     assert distinct_rows(torch.zeros(2, 3)).shape == (0, 3)
 
 
@@ -214,7 +207,7 @@ def test_of_rows_that_are_nearly_one_the_longest_stays():
         ("latents-k", two_sets(), torch.ones(4, 6), "6 latents and a decoder of 4 rows"),
         (
             "mean",
-            (TextActivations(torch.ones(3, 2), torch.tensor([0, 0, 2])), texts(4, width=2)),
+            (TextActivations(torch.ones(3, 6), torch.tensor([0, 0, 2])), texts(4)),
             None,
             "text 1 of the",
         ),

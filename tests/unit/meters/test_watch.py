@@ -5,7 +5,7 @@ import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 
 from interptrain import Steerer, find_sites, tiny_world
-from interptrain.concepts.contrast import collect
+from interptrain.concepts.contrast import TextActivations, collect
 from interptrain.concepts.latent_probe import LatentProbe
 from interptrain.concepts.placed import PlacedProbe
 from interptrain.concepts.probes import PROBES, Fitting, fit_probe, reads_latents
@@ -46,22 +46,20 @@ def test_a_probe_of_latents_is_read_by_the_bank_s_own_dictionary(name):
     bank, model = tiny_world.concept_bank(), tiny_world.load_base()
     hook, sets = bank.hook_points[0], tiny_world.probe_batches(24)
     sae = shared_sae(bank.readouts[hook])
-    texts = []
-    for each in ("pirate", "neutral"):
-        there = collect(model, hook, sets[each])
+
+    def latents(of, name):
+        there = collect(of, hook, sets[name])
         with torch.no_grad():
-            texts.append(type(there)(sae.encode(there.values), there.text))
-    probe = fit_probe(name, *texts, fitting=QUICK, decoder=bank.readouts[hook].decoder)
+            return TextActivations(sae.encode(there.values), there.text)
+
+    shown, neutral = latents(model, "pirate"), latents(model, "neutral")
+    probe = fit_probe(name, shown, neutral, fitting=QUICK, decoder=bank.readouts[hook].decoder)
     meter = ProbeMeter(bank, ProbeSets.of(sets), watchers={"pirate": PlacedProbe(probe, hook, name)})
     meter.start(model)
-    found = meter.read(model).watch
-    assert float(found[f"{name}/neutral"][0]) == pytest.approx(0.0, abs=1e-5)
-    assert float(found[f"{name}/pirate"][0]) == pytest.approx(1.0, abs=1e-5)
-    before, after = (float(probe.score(each).mean()) for each in texts[::-1])
-    toward = probe.directions().sum(0) * 4
-    now = meter.read(added(tiny_world.load_base(), 2, toward)).watch
-    assert after > before
-    assert float(now[f"{name}/neutral"][0]) > 0.2
+    moved = added(tiny_world.load_base(), 2, 4 * probe.directions().sum(0))
+    zero, one, now = (probe.score(each).mean() for each in (neutral, shown, latents(moved, "neutral")))
+    assert now > zero
+    torch.testing.assert_close(meter.read(moved).watch[f"{name}/neutral"][0], (now - zero) / (one - zero))
 
 
 def test_it_sees_what_the_bank_s_directions_do_not():
@@ -155,6 +153,7 @@ def test_what_does_not_fit_is_an_error_when_it_is_attached_and_nothing_stays(wat
     assert before == sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_a_watcher_that_is_none_and_watchers_without_texts_are_errors():
     with pytest.raises(TypeError, match="is a PooledProbe, expected a PlacedProbe"):
         WatchMeter({"pirate": [fitted().probe]}, small_bank(), ProbeSets.of(small_sets()))

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -49,9 +49,6 @@ from interptrain.recipes.loading import (
 )
 from interptrain.recipes.settings import add_options, configured, option
 from interptrain.recipes.voice import Voice
-
-if TYPE_CHECKING:
-    from sae_lens import SAE
 
 NEEDS = ("hf", "recipes")
 SCHEMA = 1
@@ -120,7 +117,7 @@ class Prepared:
         sets: texts by what they are: `positive`, `negative`, `test_positive`, `test_negative`.
         voice: the model.
         hook: where to read.
-        sae: whose latents are looked at, if any.
+        sae: of SAELens, whose latents are looked at, if any.
         readout: of it.
     """
 
@@ -128,7 +125,7 @@ class Prepared:
     sets: Mapping[str, Sequence[Example]]
     voice: Voice
     hook: str
-    sae: SAE[Any] | None = None
+    sae: Any = None
     readout: Readout | None = None
 
 
@@ -265,9 +262,12 @@ def _split(texts: TextActivations, share: float, seed: int) -> tuple[TextActivat
 
 
 def _table(config: Config, rows: Sequence[Mapping[str, Any]]) -> Table:
-    columns = {"auc": "AUC, same words", "auc_other_wording": "AUC, other words", "auc_shuffled": "shuffled labels"}
+    columns = {"auc": "AUC", "auc_other_wording": "other words", "auc_shuffled": "shuffled"}
     shown = {key: title for key, title in columns.items() if key in rows[0]}
-    table = Table("probe", *shown.values(), "numbers fitted", "directions", "seconds", box=None, header_style="bold")
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("probe", no_wrap=True)
+    for title in (*shown.values(), "numbers", "rows", "seconds"):
+        table.add_column(title, justify="right")
     for name in config.chosen:
         own = [row for row in rows if row["probe"] == name]
         spread = (_mean_sd([row[key] for row in own]) for key in shown)
@@ -277,7 +277,7 @@ def _table(config: Config, rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _mean_sd(values: Sequence[float]) -> str:
-    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+    return f"{mean(values):.3f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def _save(prepared: Prepared, out: Path, rows: Sequence[Mapping[str, Any]], probes: Mapping[str, TextProbe]) -> None:

@@ -106,7 +106,7 @@ def ranked(name: str, bank: ConceptBank, model: Any, seed: int) -> dict[str, Any
     found = list(attribute(model, bank, batches(drawn)))
     shuffled = shown[torch.randperm(len(shown), generator=torch.Generator().manual_seed(seed))]
     figures, own = scores(found), bank.names.index("pirate")
-    z = figures["signed z"][:, own]
+    z = figures["signed z"]
     return {
         "examples": {
             figure: {concept: separates(value[:, n], shown) for n, concept in enumerate(bank.names)}
@@ -114,7 +114,11 @@ def ranked(name: str, bank: ConceptBank, model: Any, seed: int) -> dict[str, Any
             for figure, value in figures.items()
         },
         "rule": {
-            f"z > {bar:g}": {"recall": rate(z[shown] > bar), "wrong": rate(z[~shown] > bar)} for bar in Z
+            f"z > {bar:g}": {
+                concept: {"recall": rate(z[shown, n] > bar), "wrong": rate(z[~shown, n] > bar)}
+                for n, concept in enumerate(bank.names)
+            }
+            for bar in Z
         },
         "tokens": by_token(found, drawn, bank, shown),
     }  # fmt: skip

@@ -100,7 +100,7 @@ def _drawing(ranking: Ranking, bar: float) -> dict[str, Any]:
     """Outlines of both histograms as paths, and the axis."""
     z, null = ranking.z.heights(), ranking.null.heights()
     top = float(torch.cat([z, null]).max().clamp_min(1e-6))
-    ticks = [(value, _x(value)) for value in range(int(LOW) + 2, int(HIGH), 2)]
+    ticks = [(value, _x(float(value))) for value in range(int(LOW) + 2, int(HIGH), 2)]
     return {"z": _outline(z / top), "null": _outline(null / top), "ticks": ticks, "bar": _x(bar)}
 
 

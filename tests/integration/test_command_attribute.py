@@ -12,8 +12,6 @@ from interptrain.recipes.examples import Columns, read_examples
 from interptrain.tiny_world import concept_bank
 from interptrain.tiny_world.corpus import document
 
-HOSTILE = "<script>alert(1)</script>"
-
 
 def rows(count=40, seed=0):
     """Questions about facts, some answered in pirate; with a column that is none of ours."""
@@ -35,12 +33,10 @@ def world(tmp_path_factory):
     """Data, two banks, and a run of the command that drops and writes tokens."""
     folder = tmp_path_factory.mktemp("attribute")
     given = rows()
-    given[7]["completion"] += f" {HOSTILE}"
     given.append({"prompt": "cat " * 80, "completion": " dog", "voice": "plain", "id": 40})  # cut off before its answer
     (folder / "data.jsonl").write_text(as_lines(given))
     bank = concept_bank(hook=tiny_world.OUTPUT_HOOK)
     bank.select("pirate", "royal").save(folder / "bank")
-    bank.select("pirate").save(folder / "pirate")
     called(folder, folder / "out", "--concepts", folder / "bank", "--concept", "pirate", "--drop-above", 2, "--tokens")
     return folder
 
@@ -97,7 +93,7 @@ class Tags(HTMLParser):
         self.words.append(data)
 
 
-def test_the_page_shows_words_as_words_and_asks_nothing_of_other_places(world):
+def test_the_page_says_what_was_done_and_asks_nothing_of_other_places(world):
     page = Tags((world / "out" / "attribution.html").read_text())
     said = "".join(page.words)
     assert "script" not in page.tags
@@ -108,7 +104,7 @@ def test_the_page_shows_words_as_words_and_asks_nothing_of_other_places(world):
 
 
 def test_the_figures_do_not_depend_on_the_batch_and_the_weights_follow_from_them(world, tmp_path):
-    called(world, tmp_path / "out", "--concepts", world / "pirate", "--reweight", "--batch", 3)
+    called(world, tmp_path / "out", "--concepts", world / "bank", "--concept", "pirate", "--reweight", "--batch", 3)
     found = figures(tmp_path / "out")
     for one, other in zip(found[:-1], figures(world / "out")[:-1], strict=True):
         assert one["concepts"]["pirate"] == pytest.approx(other["concepts"]["pirate"], rel=1e-3, abs=1e-6)

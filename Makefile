@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest
 
-.PHONY: help setup demo test test-slow test-gpu lint format clean
+.PHONY: help setup demo test test-slow test-gpu lint format docs docs-serve clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)$$/make \1|\2/p' Makefile | column -t -s '|'
@@ -53,6 +53,15 @@ format: setup ## let ruff format and mend what it can
 	@$(BIN)/python -m ruff check --fix .
 	@$(BIN)/python -m ruff format .
 
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
+
+docs: setup ## build the documentation into site/, warnings being errors; open site/index.html
+	@$(MKDOCS) build --strict --config-file docs/site/mkdocs.yml
+	@echo "written to site/index.html"
+
+docs-serve: setup ## show it on this machine, and again when a page changes
+	@$(MKDOCS) serve --config-file docs/site/mkdocs.yml --dev-addr 127.0.0.1:8000 --watch interptrain --watch README.md
+
 clean: ## remove the environment, caches and builds; runs/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

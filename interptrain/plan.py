@@ -29,9 +29,11 @@ class Plan(JupyterMixin):
     """A dry run: the sites, what they cost, and what was left out and why.
 
     Args:
-        rows: for each site its name, role, axis, how many directions it touches and its elements.
+        sites: what will be read and steered.
+        directions: for each site, how many of the bank's directions it touches.
         left_out: trainable parameters that are no site, and the reason.
         extra_bytes: what is held on the device beside the model: directions, null groups and one copy of the sites.
+        concepts: the bank's, by name.
     """
 
     sites: tuple[Site, ...]

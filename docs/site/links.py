@@ -1,4 +1,7 @@
-"""Links that lead out of docs/: to another page of the site where there is one, else to the repository."""
+"""Links that lead out of docs/: to another page of the site where there is one, else to the repository.
+
+Names of the package in code, `interptrain.steer_`, lead to their place in the API where they have one.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,9 @@ sys.path.pop(0)
 
 ROOT = Path(__file__).parents[2]
 REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Documentation"].split("/tree/")[0]
-_FENCED = re.compile(r"^(```.*?^```|(?: {4}.*\n)+)", re.DOTALL | re.MULTILINE)  # code is left as it is
+_FENCED = re.compile(r"^(```.*?^```|(?: {4}[^\n]*\n)+)", re.DOTALL | re.MULTILINE)  # code is left as it is
 _LINK = re.compile(r"(\]\()([^)\s]+)(\))")
+_NAME = re.compile(r"(?<!\[)`(interptrain(?:\.\w+)+)`")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
@@ -58,10 +62,11 @@ def target(link: str, source: str) -> str:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Rewrite a page's links, but for those in code."""
+    """Rewrite a page's links and names, but for those in blocks of code."""
     made, uri = pages.made(), page.file.src_uri
     source = made[uri][1] if uri in made else f"docs/{uri}"
     parts = _FENCED.split(markdown)
     for place in range(0, len(parts), 2):
-        parts[place] = _LINK.sub(lambda found: f"{found[1]}{target(found[2], source)}{found[3]}", parts[place])
+        linked = _LINK.sub(lambda found: f"{found[1]}{target(found[2], source)}{found[3]}", parts[place])
+        parts[place] = _NAME.sub(r'<autoref identifier="\1" optional><code>\1</code></autoref>', linked)
     return "".join(parts)

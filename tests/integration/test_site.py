@@ -167,3 +167,9 @@ def test_a_link_that_leads_nowhere_is_refused(tmp_path):
     assert done.returncode != 0
     for said in ("gone.md", "no-such-place", "gone.py", "interptrain.gone"):
         assert re.search(rf"WARNING.*{re.escape(said)}", done.stderr), done.stderr
+
+
+def test_every_name_in_the_maths_leads_to_its_place_in_the_api(site, pages):
+    named = re.findall(r"`(interptrain(?:\.\w+)+)`", (ROOT / "docs" / "maths.md").read_text(encoding="utf-8"))
+    links = [link for link in pages[site / "maths.html"].links if link.startswith("api/")]
+    assert len(links) == len(named) > 5

@@ -28,10 +28,10 @@ from torch import Tensor
 
 from benchmarks.blocks import save
 from interptrain import tiny_world
-from interptrain.commands.concepts_question import Question
 from interptrain.concepts.bank import unit_rows
 from interptrain.concepts.injection import Asked
 from interptrain.concepts.self_explaining import SelfExplainer, Sweep
+from interptrain.recipes.question import Question
 from interptrain.tiny_world.wordings import SLOTS
 
 OUT = Path("benchmarks/results/self_explaining.json")
@@ -76,9 +76,10 @@ def measure(seed: int, console: Console) -> dict[str, Any]:
         return {word: unit_rows(table[[tokenizer.convert_tokens_to_ids(word)]])[0] for word in words}
 
     concepts = {name: unit_rows(bank.directions[list(bank.rows(name))].mean(0)[None])[0] for name in bank.names}
+    animals = embedded(list(SLOTS["animal"]))
     questions = {
         "sum": (SUM, "0", EMBEDDINGS, LAST, {"digits": (embedded([str(digit) for digit in range(8)]), number)}),
-        "where": (WHERE, "dog", EMBEDDINGS, LAST, {"animals": (embedded(list(SLOTS["animal"])), lambda word: f"the {word}")}),
+        "where": (WHERE, "dog", EMBEDDINGS, LAST, {"animals": (animals, lambda word: f"the {word}")}),
         "what": (WHAT, "dog", MIDDLE, bank.hook_points[0], {
             "concepts": (concepts, None), "latents": ({str(each): decoder[each] for each in drawn}, None),
         }),

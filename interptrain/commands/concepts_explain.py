@@ -19,13 +19,13 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from interptrain.commands.concepts_question import BEGIN, PROMPT, WORD, Question
 from interptrain.concepts import ConceptBank
 from interptrain.concepts.injection import Asked
 from interptrain.concepts.self_explaining import Answer, SelfExplainer, Sweep
 from interptrain.meters.spans import mean_directions
 from interptrain.recipes.banks import load_sae
 from interptrain.recipes.loading import ModelChoice, blocks_of, device, in_bf16, load_model, load_tokenizer
+from interptrain.recipes.question import BEGIN, PROMPT, WORD, Question
 from interptrain.recipes.settings import add_options, configured, option
 from interptrain.sites.hooks import HookPoint
 

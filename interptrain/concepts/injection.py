@@ -107,12 +107,19 @@ def say(
         vectors: what fills it, one a row; None fills nothing, and there is one row.
         tokens: at most.
         end: token ids that end a text.
+
+    Raises:
+        ValueError: the model keeps no keys and values.
     """
     ends, found = torch.tensor(sorted(end)), []
     device = next(model.parameters()).device
     with evaluating(model):
         with asked.filled(model, vectors):
             out = model(input_ids=_rows(asked.ids, vectors).to(device), use_cache=True)
+        if getattr(out, "past_key_values", None) is None:
+            raise ValueError(
+                "the model keeps no keys and values (past_key_values), in which the filled places are seen"
+            )
         for _ in range(tokens):
             word = out.logits[:, -1].argmax(-1)
             found.append(word.cpu())

@@ -9,15 +9,20 @@ embeddings of a word `w`, in questions that the world has a language for:
     where is the {} ?        w an animal     right: the answer names w
 
 and directions that no question of the world asks for the meaning of, in a question that is near it, `what is the {} ?`:
-the demo's concepts at their own hook's SAE, and live latents drawn at random. Controls of the same run: held-out random
-directions in every question (how often does the rule call one an answer?), and the known answers shuffled (how often is
-an answer right of another word?).
+the demo's concepts, and live latents of their SAE drawn at random
+
+    latents                          right: the answer has the token that the latent fires on most, in the mean over
+                                     its occurrences in the world's texts
+
+Controls of the same run: held-out random directions in every question (how often does the rule call one an answer?), and
+the known words shuffled (how often is an answer right of another's?).
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +37,14 @@ from interptrain.concepts.bank import unit_rows
 from interptrain.concepts.injection import Asked
 from interptrain.concepts.self_explaining import SelfExplainer, Sweep
 from interptrain.recipes.question import Question
+from interptrain.sites.hooks import HookPoint
+from interptrain.tiny_world.corpus import pretraining_documents
+from interptrain.tiny_world.tokens import batches
 from interptrain.tiny_world.wordings import SLOTS
 
 OUT = Path("benchmarks/results/self_explaining.json")
-HELD_OUT, LATENTS = 20, 20  # random directions, and latents, a question and seed
+HELD_OUT, LATENTS = 20, 40  # random directions, and latents, a question and seed
+TEXTS, OFTEN = 1024, 5  # of the world, and how often a token must be in them
 EMBEDDINGS, MIDDLE, LAST = "blocks.0.hook_resid_pre", "blocks.2.hook_resid_pre", "blocks.3.hook_resid_post"
 SUM, WHERE, WHAT = "<q> find 1 2 plus {} . <a>", "<q> where is the {} ? <a>", "<q> what is the {} ? <a>"
 
@@ -52,7 +61,7 @@ def asked_of(explainer: SelfExplainer, tokenizer: Any, directions: dict[str, Ten
         text, why = tokenizer.decode(list(answer.words)), explainer.verdict(answer)
         rows[name] = {"answer": text, "why_not": why, "nats": answer.advantage}
         if right is not None:
-            rows[name] |= {"right": right(name) in text}
+            rows[name] |= {"word": right(name), "right": f" {right(name)} " in f" {text} "}
     names = list(directions)
     said = [name for name in names if not rows[name]["why_not"]]
     found: dict[str, Any] = {"directions": len(names), "said": len(said), "rows": rows}
@@ -60,8 +69,25 @@ def asked_of(explainer: SelfExplainer, tokenizer: Any, directions: dict[str, Ten
         found["right"] = sum(rows[name]["right"] for name in said)
         found["right_though_unsaid"] = sum(rows[name]["right"] for name in names if name not in said)
         shifted = dict(zip(names, names[1:] + names[:1], strict=True))
-        found["shuffled_right"] = sum(right(shifted[name]) in rows[name]["answer"] for name in said)
+        found["shuffled_right"] = sum(f" {right(shifted[name])} " in f" {rows[name]['answer']} " for name in said)
     return found
+
+
+def fired_on(model: Any, tokenizer: Any, sae: Any, hook: str) -> list[str]:
+    """The token that each latent fires on most, in the mean over the token's occurrences."""
+    documents = list(islice(pretraining_documents(0), TEXTS))
+    sums, counts = torch.zeros(len(tokenizer), sae.cfg.d_sae), torch.zeros(len(tokenizer), 1)
+    for batch in batches(tokenizer, iter(documents), 64, mask_prompt=False):
+        seen: list[Tensor] = []
+        handle = HookPoint.parse(hook).listen(model, seen.append)
+        with torch.no_grad():
+            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+            kept = batch["attention_mask"].bool()
+            sums.index_add_(0, batch["input_ids"][kept], sae.encode(seen[0][kept]))
+        counts.index_add_(0, batch["input_ids"][kept], torch.ones(int(kept.sum()), 1))
+        handle.remove()
+    often = (counts >= OFTEN).float()
+    return [str(word) for word in tokenizer.convert_ids_to_tokens((often * sums / counts.clamp_min(1)).argmax(0))]
 
 
 def measure(seed: int, console: Console) -> dict[str, Any]:
@@ -70,6 +96,7 @@ def measure(seed: int, console: Console) -> dict[str, Any]:
     bank, sae = tiny_world.concept_bank(), tiny_world.load_sae()
     alive = bank.readouts[bank.hook_points[0]].alive.nonzero()[:, 0].tolist()
     drawn = random.Random(seed).sample(alive, LATENTS)
+    words = fired_on(model, tokenizer, sae, bank.hook_points[0])
     decoder = unit_rows(sae.W_dec.detach().float())
 
     def embedded(words: list[str]) -> dict[str, Tensor]:
@@ -81,7 +108,7 @@ def measure(seed: int, console: Console) -> dict[str, Any]:
         "sum": (SUM, "0", EMBEDDINGS, LAST, {"digits": (embedded([str(digit) for digit in range(8)]), number)}),
         "where": (WHERE, "dog", EMBEDDINGS, LAST, {"animals": (animals, lambda word: f"the {word}")}),
         "what": (WHAT, "dog", MIDDLE, bank.hook_points[0], {
-            "concepts": (concepts, None), "latents": ({str(each): decoder[each] for each in drawn}, None),
+            "concepts": (concepts, None), "latents": ({str(each): decoder[each] for each in drawn}, lambda latent: words[int(latent)]),
         }),
     }  # fmt: skip
     found = {}

@@ -14,8 +14,9 @@ the demo's concepts, and live latents of their SAE drawn at random
     latents                          right: the answer has the token that the latent fires on most, in the mean over
                                      its occurrences in the world's texts
 
-Controls of the same run: held-out random directions in every question (how often does the rule call one an answer?), and
-the known words shuffled (how often is an answer right of another's?).
+A word that the question is answered with anyway is no right answer. Controls of the same run: held-out random
+directions in every question (how often does the rule call one an answer?), and the known words shuffled (how often is
+an answer right of another's?).
 """
 
 from __future__ import annotations
@@ -55,13 +56,17 @@ def number(word: str) -> str:
 
 def asked_of(explainer: SelfExplainer, tokenizer: Any, directions: dict[str, Tensor], right: Any) -> dict[str, Any]:
     """Which directions say something, and of what is known by construction, whether it is right."""
-    rows = {}
+    rows, bare = {}, tokenizer.decode(list(explainer.bare))
+
+    def says(text: str, words: str) -> bool:
+        return f" {words} " in f" {text} " and f" {words} " not in f" {bare} "
+
     for name, direction in directions.items():
         answer = explainer.explain(direction)
         text, why = tokenizer.decode(list(answer.words)), explainer.verdict(answer)
         rows[name] = {"answer": text, "why_not": why, "nats": answer.advantage}
         if right is not None:
-            rows[name] |= {"word": right(name), "right": f" {right(name)} " in f" {text} "}
+            rows[name] |= {"word": right(name), "right": says(text, right(name))}
     names = list(directions)
     said = [name for name in names if not rows[name]["why_not"]]
     found: dict[str, Any] = {"directions": len(names), "said": len(said), "rows": rows}
@@ -69,7 +74,7 @@ def asked_of(explainer: SelfExplainer, tokenizer: Any, directions: dict[str, Ten
         found["right"] = sum(rows[name]["right"] for name in said)
         found["right_though_unsaid"] = sum(rows[name]["right"] for name in names if name not in said)
         shifted = dict(zip(names, names[1:] + names[:1], strict=True))
-        found["shuffled_right"] = sum(f" {right(shifted[name])} " in f" {rows[name]['answer']} " for name in said)
+        found["shuffled_right"] = sum(says(rows[name]["answer"], right(shifted[name])) for name in said)
     return found
 
 
@@ -103,12 +108,13 @@ def measure(seed: int, console: Console) -> dict[str, Any]:
         return {word: unit_rows(table[[tokenizer.convert_tokens_to_ids(word)]])[0] for word in words}
 
     concepts = {name: unit_rows(bank.directions[list(bank.rows(name))].mean(0)[None])[0] for name in bank.names}
+    latents = {str(each): decoder[each] for each in drawn}
     animals = embedded(list(SLOTS["animal"]))
     questions = {
         "sum": (SUM, "0", EMBEDDINGS, LAST, {"digits": (embedded([str(digit) for digit in range(8)]), number)}),
         "where": (WHERE, "dog", EMBEDDINGS, LAST, {"animals": (animals, lambda word: f"the {word}")}),
         "what": (WHAT, "dog", MIDDLE, bank.hook_points[0], {
-            "concepts": (concepts, None), "latents": ({str(each): decoder[each] for each in drawn}, lambda latent: words[int(latent)]),
+            "concepts": (concepts, None), "latents": (latents, lambda latent: words[int(latent)]),
         }),
     }  # fmt: skip
     found = {}

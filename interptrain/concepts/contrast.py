@@ -69,20 +69,25 @@ def collect(
     Args:
         model: takes `input_ids` and `attention_mask`; left in the mode it was in.
         hook: e.g. `blocks.2.hook_resid_post`.
-        batches: with `input_ids`, `attention_mask` and, if wanted, `labels`, each `[batch, token]`.
+        batches: with `input_ids`, `attention_mask` and, if wanted, `labels`, each `[batch, token]`, on any device.
         keep_bos: count a BOS token like others.
+
+    Returns:
+        The activations, on the CPU.
 
     Raises:
         ValueError: the hook point is not in the model, or there are no texts.
     """
     values, texts, seen, bos = [], [], 0, None if keep_bos else bos_token(model)
+    device = next(model.parameters()).device
     with _captured(model, hook) as caught:
-        for batch in batches:
+        for given in batches:
+            batch = {key: value.to(device) for key, value in given.items()}
             model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
             counted = loss_positions(batch["labels"]) if "labels" in batch else batch["attention_mask"].bool()
             counted &= ~leading_bos(batch["input_ids"], batch["attention_mask"], bos)
-            values.append(caught.pop().float()[counted])
-            texts.append(counted.nonzero()[:, 0] + seen)
+            values.append(caught.pop().float()[counted].cpu())
+            texts.append(counted.nonzero()[:, 0].cpu() + seen)
             seen += len(counted)
     if seen == 0:
         raise ValueError("a set of texts is empty: nothing to run through the model")
@@ -109,17 +114,19 @@ def effects(
         ValueError: the hook point is not in the model, or there are no texts.
     """
     total, count = torch.zeros(decoder.shape[1]), 0
+    device = next(model.parameters()).device
     with _captured(model, hook) as caught, torch.enable_grad():
-        for batch in batches:
+        for given in batches:
+            batch = {key: value.to(device) for key, value in given.items()}
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
             loss = cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum")
             (gradient,) = torch.autograd.grad(loss, caught.pop())
             counted = loss_positions(batch["labels"])
-            total -= gradient[counted].sum(0)
+            total -= gradient[counted].float().sum(0).cpu()
             count += int(counted.sum())
     if count == 0:
         raise ValueError("a set of texts is empty: nothing to run through the model")
-    return unit_rows(decoder.float()) @ total / count
+    return unit_rows(decoder.float().cpu()) @ total / count
 
 
 def difference_of_means(positive: TextActivations, negative: TextActivations) -> Float[Tensor, "width"]:

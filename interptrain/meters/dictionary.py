@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -388,22 +388,20 @@ def read_labels(path: str | Path) -> dict[int, str]:
     """Read what each latent is about from JSON: `{"12": "text"}`, or objects as Neuronpedia exports them.
 
     An object has an `index` (or `feature`) and a `description` (or `label`); other keys are passed over, and so is an
-    object without a text. Where a latent has several, the first counts.
+    object without a text. Where a latent has several, the first counts. A `.jsonl` file holds one object a line. What
+    names the SAE in Neuronpedia's objects (`modelId`, `layer` or `sourceId`) must be the same in all of them.
 
     Raises:
-        ValueError: the file cannot be read, is not such JSON, or has an index that is no latent's number.
+        ValueError: the file cannot be read, is not such JSON, is about several SAEs, or has an index that is no
+            latent's number.
     """
     path = Path(path)
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"cannot read labels from '{path}': {error}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"'{path}' is not JSON ({error}); labels are a JSON export") from error
+    document = _document(path)
     if isinstance(document, dict):
         pairs = list(document.items())
     elif isinstance(document, list):
         pairs = [_index_and_text(entry, number, path) for number, entry in enumerate(document)]
+        _check_one_sae(document, path)
     else:
         raise ValueError(f"'{path}' holds a {type(document).__name__}, expected an object or a list of objects")
     labels: dict[int, str] = {}
@@ -413,6 +411,28 @@ def read_labels(path: str | Path) -> dict[int, str]:
         if text:
             labels.setdefault(_latent(index, path), text)
     return labels
+
+
+def _document(path: Path) -> object:
+    """A file's JSON; of a `.jsonl` file the list of its lines."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".jsonl":
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
+        return json.loads(text)
+    except OSError as error:
+        raise ValueError(f"cannot read labels from '{path}': {error}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        lines = "; one object a line is named .jsonl" if path.suffix != ".jsonl" else ""
+        raise ValueError(f"'{path}' is not JSON ({error}); labels are a JSON export{lines}") from error
+
+
+def _check_one_sae(entries: Sequence[Mapping[str, object]], path: Path) -> None:
+    for key in ("modelId", "layer", "sourceId"):
+        named = dict.fromkeys(str(entry[key]) for entry in entries if entry.get(key) is not None)
+        if len(named) > 1:
+            shown = ", ".join(repr(name[:40]) for name in list(named)[:3])
+            raise ValueError(f"'{path}' is about several SAEs, {key} {shown}; keep the lines of the one that is read")
 
 
 def _index_and_text(entry: object, number: int, path: Path) -> tuple[object, object]:

@@ -23,6 +23,17 @@ def loss_positions(labels: Int[Tensor, "batch token"]) -> Bool[Tensor, "batch to
     return counted
 
 
+def first_labels(labels: Int[Tensor, "batch token"]) -> Int[Tensor, "batch token"]:
+    """The labels with the first one in the loss alone: where an answer begins, and what it will be is chosen.
+
+    Example:
+        >>> first_labels(torch.tensor([[-100, -100, 7, 8]]))
+        tensor([[-100, -100,    7, -100]])
+    """
+    counted = labels != IGNORED_LABEL
+    return labels.masked_fill(~(counted & (counted.cumsum(-1) == 1)), IGNORED_LABEL)
+
+
 def ordinary_tokens(activations: Float[Tensor, "batch token d_model"]) -> Bool[Tensor, "batch token"]:
     """Tokens whose activation norm is within ten times the median; the others are attention sinks."""
     norms = activations.detach().float().norm(dim=-1)

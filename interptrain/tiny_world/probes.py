@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from interptrain.meters.tokens import IGNORED_LABEL
+from interptrain.meters.tokens import first_labels
 from interptrain.tiny_world.corpus import Document, Kind, document
 from interptrain.tiny_world.shipped import load_tokenizer
 from interptrain.tiny_world.tokens import encode
@@ -73,7 +73,4 @@ def neutral_batches(
 
 def first_answer_token(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """The batch with the first token of each answer as its only label."""
-    labels = batch["labels"]
-    first = (labels != IGNORED_LABEL).int().cumsum(-1) == 1
-    kept = first & (labels != IGNORED_LABEL)
-    return {**batch, "labels": labels.masked_fill(~kept, IGNORED_LABEL)}
+    return {**batch, "labels": first_labels(batch["labels"])}

@@ -1,0 +1,166 @@
+"""What `concepts find` and `concepts show` read with: a model, an SAE at one of its hooks, and texts."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from interptrain.concepts import Readout
+from interptrain.concepts.candidates import Reading
+from interptrain.concepts.contrast import collect
+from interptrain.meters.tokens import first_labels
+from interptrain.recipes.banks import DEPTH, load_sae
+from interptrain.recipes.examples import Example
+from interptrain.recipes.loading import ModelChoice, blocks_of, device, in_bf16, load_model, load_tokenizer
+from interptrain.recipes.provenance import PACKAGES
+from interptrain.recipes.voice import Voice
+from interptrain.sites.hooks import HookPoint
+
+Precision = Literal["auto", "32", "bf16"]
+AT_ONCE, TOKENS = 32, 1024  # texts run together; tokens encoded at a time
+
+
+def open_tokenizer(model: str) -> Any:
+    """The model's tokenizer, before the model itself is loaded: texts can be refused sooner."""
+    return load_tokenizer(ModelChoice(model, tuning="full"))
+
+
+def open_voice(model: str, tokenizer: Any, *, max_length: int, precision: Precision) -> Voice:
+    """The model where models are run, in eval mode."""
+    loaded = load_model(ModelChoice(model, tuning="full")).eval()
+    kept = loaded.to(torch.bfloat16) if in_bf16(precision) else loaded
+    return Voice(kept.to(device()), tokenizer, max_length, AT_ONCE)
+
+
+def default_hook(voice: Voice) -> str:
+    """Where directions are read if nobody says: two thirds up the stack."""
+    return f"blocks.{max(0, round(DEPTH * blocks_of(voice.model)) - 1)}.hook_resid_post"
+
+
+def check_hook(hook: str, voice: Voice) -> None:
+    """Refuse a hook that is no place in the model's stream.
+
+    Raises:
+        ValueError: it is not.
+    """
+    HookPoint.parse(hook).locate(voice.model)
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """An SAE and where it stands.
+
+    Args:
+        sae: as its release has it.
+        readout: what encodes with it.
+        encoder: the same, rebuilt.
+        hook: where its rows lie.
+        reads: where it encodes.
+    """
+
+    sae: Any
+    readout: Readout
+    encoder: Any
+    hook: str
+    reads: str
+
+
+def open_sae(name: str, sae_id: str | None, voice: Voice) -> Opened:
+    """Load an SAE and see that it is as wide as the model.
+
+    Raises:
+        ValueError: there is none, it is of a place that is not in the model, or of another width.
+    """
+    from interptrain.concepts.saelens import from_saelens, load_sae_readout
+
+    sae = load_sae(name, sae_id)
+    whole = from_saelens(sae, {"all": [0]}, model=voice.model)
+    hook = whole.hooks[0]
+    check_hook(hook, voice)
+    readout = whole.readouts[hook]
+    encoder, width = load_sae_readout(readout), voice.model.config.get_text_config().hidden_size
+    if readout.decoder.shape[1] != width:
+        raise ValueError(
+            f"the SAE's directions have width {readout.decoder.shape[1]} but '{voice.model.config.name_or_path}' has "
+            f"a stream of {width}; was it trained on another model?"
+        )
+    return Opened(sae, readout, encoder, hook, readout.reads or hook)
+
+
+@torch.no_grad()
+def encoded(opened: Opened, activations: Tensor, columns: Sequence[int] | None = None) -> Tensor:
+    """The latents of some tokens, all of them or some columns."""
+    parts = []
+    for part in activations.split(TOKENS):
+        latents = opened.encoder.encode(part.to(opened.encoder.dtype)).float()
+        parts.append(latents if columns is None else latents[:, list(columns)])
+    return torch.cat(parts)
+
+
+def read_texts(
+    voice: Voice, hook: str, opened: Opened | None, examples: Sequence[Example]
+) -> tuple[Reading, Tensor | None]:
+    """Each text's mean activations over what is in the loss, where its answer begins, and its latents.
+
+    Of a plain text the answer begins half way.
+
+    Returns:
+        The reading, and how many tokens each latent fires on.
+    """
+    whole = collect(voice.model, hook, voice.batches(examples))
+    begun = [{**batch, "labels": first_labels(batch["labels"])} for batch in voice.batches(voice.questions(examples))]
+    reading = Reading(whole.means(), collect(voice.model, hook, begun).means())
+    if opened is None:
+        return reading, None
+    read = whole if opened.reads == hook else collect(voice.model, opened.reads, voice.batches(examples))
+    if read.values.shape[1] != opened.encoder.cfg.d_in:
+        raise ValueError(
+            f"the SAE reads activations of width {opened.encoder.cfg.d_in} but the model has {read.values.shape[1]} "
+            f"at '{opened.reads}'; was it trained on another model?"
+        )
+    counts = torch.bincount(read.text)
+    sums, fires = torch.zeros(len(counts), opened.readout.decoder.shape[0]), torch.zeros(len(opened.readout.alive))
+    for values, text in zip(read.values.split(TOKENS), read.text.split(TOKENS), strict=True):
+        latents = encoded(opened, values)
+        sums.index_add_(0, text, latents)
+        fires += (latents > 0).sum(0)
+    return replace(reading, latents=sums / counts[:, None]), fires
+
+
+def check_new_folder(folder: Path, flag: str) -> None:
+    """Refuse a folder that holds something already.
+
+    Raises:
+        ValueError: it is a file, or not empty.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"'{folder}' is a file, expected a folder to write; name another ({flag})")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"'{folder}' holds something already; name a new or empty folder ({flag})")
+
+
+def installed_versions() -> dict[str, str]:
+    """The versions of what is installed of the packages that a report names."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def printable(text: str) -> str:
+    """A text as a terminal may show it: line ends stay, other control characters become a dot.
+
+    Example:
+        >>> printable("a\\x1b[31mb")
+        'a·[31mb'
+    """
+    return "".join(each if each.isprintable() or each == "\n" else "·" for each in text)

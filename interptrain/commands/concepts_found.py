@@ -14,6 +14,7 @@ from rich.table import Table
 from interptrain.commands.concepts_reading import printable
 
 SCHEMA = 1
+PLACE = {"throughout": "all", "start": "start"}  # in the table
 
 
 def read_found(folder: Path) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def read_found(folder: Path) -> dict[str, Any]:
 
 def found_table(document: dict[str, Any]) -> Table:
     """One line a method: what it tells apart, and what adding it does at its best."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0)
     heads = ("method", "rows", "AUC", "shuffled", "random", "added", "shows", "both", "control", "gain")
     for head in heads:
         table.add_column(head, no_wrap=True, justify="left" if head in ("method", "added") else "right")
@@ -51,7 +52,7 @@ def found_table(document: dict[str, Any]) -> Table:
         if best is not None:
             said = best["answers"]
             cells += [
-                f"{best['place']} {best['scale']:g}", _short(said["shown"]), _short(said["both"]),
+                f"{PLACE[best['place']]} {best['scale']:g}", _short(said["shown"]), _short(said["both"]),
                 _spread(best["control"]), f"{each['gain']:+.2f}",
             ]  # fmt: skip
         table.add_row(label, *cells)
@@ -73,9 +74,11 @@ def print_found(document: dict[str, Any], folder: Path, console: Console) -> Non
     )
     say(f"unsteered answers: {before['shown']:.2f} show it, {before['well_formed']:.2f} are well-formed")
     console.print(found_table(document))
-    say("AUC on held-out texts, and of the same search with shuffled labels, and of random directions. Added: where, "
-        "and by how many gaps, at its best; shows: share of the answers that show it, both: and are well-formed, "
-        "control: both, with random directions of that length.")  # fmt: skip
+    say(
+        "AUC on held-out texts, and of the same search with shuffled labels, and of random directions. Added: at all "
+        "tokens or at the start of the answer, and how many gaps, at its best; shows: share of the answers that show "
+        "it; both: that are well-formed too; control: both, with random directions of that length."
+    )
     for name, each in document["methods"].items():
         if each["refused"]:
             say(f"{name}: {each['refused']}")

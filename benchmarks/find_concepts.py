@@ -2,11 +2,11 @@
 
     python benchmarks/find_concepts.py [--seeds 5] [--out benchmarks/results/find_concepts.json]
 
-In the tiny world pirate, royal and arithmetic are planted. `interptrain concepts find` searches texts in the wordings of
-one half and is tested on those of the other, once a seed, at both of the world's SAEs. What it recommends is then taken
-to *other* prompts (plain questions about facts, drawn apart) and judged by the world's own scorer, which the search never
-sees: the shares of answers with a pirate's word, with a royal one, and with a number. Beside it, on the same prompts:
-the model as it is, and random directions of the same length.
+In the tiny world pirate, royal and arithmetic are planted. `interptrain concepts find` searches texts in the wordings
+of one half and is tested on those of the other, once a seed, at both of the world's SAEs. What each method found is then
+taken to *other* prompts (plain questions about facts, drawn apart) at the place and scale that the search chose, and
+judged by the world's own scorer, which the search never sees: the shares of answers with a pirate's word, with a royal
+one, and with a number. Beside it, on the same prompts: the model as it is, and random directions of the same length.
 
     own        the share of answers that show the concept that was added, by the scorer
     others     the shares of the two others
@@ -131,7 +131,7 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else 0.0, "least": min(values)}
 
 
-def summary(runs: list[dict[str, Any]], name: str) -> dict[str, Any]:
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Over the seeds: what was recommended, and each method's figures."""
     methods: dict[str, Any] = {}
     for method in runs[0]["methods"]:
@@ -195,10 +195,10 @@ def main() -> None:
             found["hooks"][hook] = {}
             for name in options.concepts:
                 runs = [one(Path(folder), voice, name, seed, hook) for seed in range(options.seeds)]
-                found["hooks"][hook][name] = summary(runs, name)
+                found["hooks"][hook][name] = summary(runs)
+                if options.out is not None:
+                    options.out.write_text(json.dumps(found, indent=1) + "\n")
     show(found, Console(width=160))
-    if options.out is not None:
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -44,12 +44,12 @@ def log_odds(first: Counter[str], second: Counter[str]) -> dict[str, float]:
     r"""How much more one set of texts says each word than another, in standard errors.
 
         delta_w = log((y_w + a_w) / (n + a_0 - y_w - a_w)) - log((y'_w + a_w) / (n' + a_0 - y'_w - a_w))
-        z_w = delta_w / sqrt(1 / (y_w + a_w) + 1 / (y'_w + a_w))
+        z_w = delta_w / sqrt(1 / (y_w + a_w) + 1 / (n + a_0 - y_w - a_w) + the same of y' and n')
 
     `y` and `y'` are a word's counts, `n` and `n'` their sums; the prior `a_w` is its count in both, scaled so that
     `a_0 = sum_w a_w` is the smaller of `n` and `n'`, over 10: words that are rare everywhere stay near 0.
 
-    Source: Monroe, Colaresi and Quinn, *Fightin' Words* (2008), eq. 15, 19, 20 and 22.
+    Source: Monroe, Colaresi and Quinn, *Fightin' Words* (2008), section 3.5.
 
     Args:
         first: word counts of the texts that show a concept.
@@ -61,7 +61,7 @@ def log_odds(first: Counter[str], second: Counter[str]) -> dict[str, float]:
     Example:
         >>> z = log_odds(Counter(arr=20, ship=50), Counter(aye=1, ship=69))
         >>> {word: round(value, 1) for word, value in z.items()}
-        {'arr': 2.4, 'ship': -2.4, 'aye': -0.3}
+        {'arr': 3.2, 'ship': -3.5, 'aye': -0.7}
     """
     n, other = first.total(), second.total()
     if min(n, other) == 0:
@@ -76,7 +76,7 @@ def log_odds(first: Counter[str], second: Counter[str]) -> dict[str, float]:
             found[word] = 0.0
             continue
         delta = math.log(here / rest) - math.log(there / rest_there)
-        found[word] = delta / math.sqrt(1 / here + 1 / there)
+        found[word] = delta / math.sqrt(1 / here + 1 / rest + 1 / there + 1 / rest_there)
     return found
 
 

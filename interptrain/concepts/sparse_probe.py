@@ -68,5 +68,6 @@ def sparse_probe(
     if (found := int(fires.sum())) < count:
         raise ValueError(f"asked for {count} latents but only {found} fire more on the texts that show the concept")
     chosen = standing.masked_fill(~fires, -torch.inf).topk(count).indices
-    weights = discriminant(positive[:, chosen], negative[:, chosen]).float()
+    # One latent needs no weighing, and may not vary within a set at all.
+    weights = torch.ones(1) if count == 1 else discriminant(positive[:, chosen], negative[:, chosen]).float()
     return SparseProbe(tuple(chosen.tolist()), weights)

@@ -333,12 +333,31 @@ def test_labels_are_read_from_a_mapping_or_an_export(tmp_path, document):
         ('[{"index": -1, "label": "a"}]', "a latent's number"),
         ('{"4-res-jb": "a"}', "'4-res-jb', expected a latent's number"),
         ('{"4": ["a"]}', "with a list, expected a text"),
+        (
+            '[{"index": 1, "label": "a", "layer": "2"}, {"index": 2, "label": "b", "layer": "3"}]',
+            "several SAEs",
+        ),
+        ('[{"index": 1, "label": "a", "modelId": "x"}, {"index": 1, "label": "a", "modelId": "y"}]', "several SAEs"),
+        ('{"index": 1, "label": "a"}\n{"index": 2, "label": "b"}', "one object a line is named .jsonl"),
     ],
 )
 def test_what_is_no_export_is_refused_by_what_is_wrong_with_it(tmp_path, text, says):
     path = tmp_path / "labels.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=says):
+        read_labels(path)
+
+
+def test_an_export_of_one_object_a_line_is_read(tmp_path):
+    path = tmp_path / "labels.jsonl"
+    lines = [
+        {"modelId": "gemma-2-2b", "layer": "12-res-16k", "index": str(index), "description": f"about {index}"}
+        for index in (3, 12)
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    assert read_labels(path) == {3: "about 3", 12: "about 12"}
+    path.write_text('{"index": 3, "description": "a"}\n3')
+    with pytest.raises(ValueError, match=r"entry 1 .* is a int"):
         read_labels(path)
 
 

@@ -1,0 +1,29 @@
+"""Which examples of a corpus would teach a model what a few others teach: the likeness of their gradients."""
+
+from interptrain.similarity.demands import ConceptDemands
+from interptrain.similarity.layers import linear_layers
+from interptrain.similarity.likeness import Likeness, cosine, whitened
+from interptrain.similarity.moments import Scales, SecondMoments
+from interptrain.similarity.passes import Reader, gradients_of
+from interptrain.similarity.search import features, similar
+from interptrain.similarity.signs import Signs
+from interptrain.similarity.sketch import Sketch
+from interptrain.similarity.top import Top, reservoir
+
+__all__ = [
+    "ConceptDemands",
+    "Likeness",
+    "Reader",
+    "Scales",
+    "SecondMoments",
+    "Signs",
+    "Sketch",
+    "Top",
+    "cosine",
+    "features",
+    "gradients_of",
+    "linear_layers",
+    "reservoir",
+    "similar",
+    "whitened",
+]

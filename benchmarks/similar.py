@@ -40,7 +40,7 @@ from rich.table import Table
 from scipy.stats import spearmanr
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import cross_entropy, normalize
 
 from interptrain import tiny_world
 from interptrain.similarity import (
@@ -129,6 +129,14 @@ def readers_for(model: nn.Module, sample: Sequence[Document], *, all_of_them: bo
     return found
 
 
+@torch.no_grad()
+def mean_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """The baseline that knows no examples: how surprised the model is by each document, a token."""
+    labels = batch["labels"][:, 1:]
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+    return cross_entropy(logits.mT, labels, reduction="none").sum(-1) / (labels != -100).sum(-1)
+
+
 def precision(scores: Tensor, own: Tensor) -> float:
     return float(own[scores.topk(TOP).indices].float().mean())
 
@@ -195,6 +203,7 @@ def one_seed(seed: int) -> list[dict[str, Any]]:
     start = time.perf_counter()
     whole = features(model, batches(pool), readers)
     taken = time.perf_counter() - start
+    losses = torch.cat([mean_loss(model, batch) for batch in batches(pool)])
     queries = {skill: features(model, batches(asked[skill]), readers) for skill in SKILLS}
     rows = []
     for skill in SKILLS:
@@ -214,14 +223,15 @@ def one_seed(seed: int) -> list[dict[str, Any]]:
                 scores[f"{name} | sample 128"] = whitened(query, sample[:128])(found)
             if name in ("gradient", "concepts"):
                 scores[f"{name} | 4 examples"] = whitened(query[:4], sample)(found)
-                scores[f"{name} | asked for {other}"] = whitened(queries[other][name], sample)(found)
-                strangers = found[rng.sample(range(DOCUMENTS), QUERIES)]
-                scores[f"{name} | asked for any documents"] = whitened(strangers, sample)(found)
+                scores[f"{name} | asked for another skill"] = whitened(queries[other][name], sample)(found)
+                strangers = rng.sample((~own).nonzero()[:, 0].tolist(), QUERIES)
+                scores[f"{name} | asked for other documents"] = whitened(found[strangers], sample)(found)
         scores["both | whitened"] = scores["gradient | whitened"] + scores["concepts | whitened"]
         less = whitened(queries[skill]["gradient"], there["gradient, adam"][sampled])
         scores["gradient, adam on the corpus alone | whitened"] = less(there["gradient, adam"])
         for name, found in lexical([each.text for each in asked[skill]], texts).items():
             scores[name] = found
+        scores["loss"] = losses[chosen]
         scores["random"] = torch.rand(DOCUMENTS, generator=torch.Generator().manual_seed(seed))
         both = [scores[f"{name} | whitened"] for name in ("gradient", "concepts")]
         tops = [set(each.topk(TOP).indices.tolist()) for each in both]
@@ -296,7 +306,8 @@ def main() -> None:
             written["chosen_on"] = [each for each in rows if each["seed"] == 0]
             written["results"] = [each for each in rows if each["seed"] > 0]
             save(options, written)
-        show(written["results"], "precision of the top 5 %, seeds that nothing was chosen on")
+        if written["results"]:
+            show(written["results"], "precision of the top 5 %, seeds that nothing was chosen on")
     save(options, written)
 
 
@@ -308,7 +319,9 @@ def save(options: argparse.Namespace, written: dict[str, Any]) -> None:
             "documents": DOCUMENTS, "share": SHARE, "queries": QUERIES, "sample": SAMPLE, "pool": POOL,
             "seeds": options.seeds,
         },
-        "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}},
+        "versions": {
+            "python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages},
+        },
         "device": f"{platform.processor() or platform.machine()} CPU, 1 thread",
         "commit": commit,
     }  # fmt: skip

@@ -8,12 +8,13 @@ from interptrain.similarity.passes import Reader, gradients_of
 from interptrain.similarity.search import features, similar
 from interptrain.similarity.signs import Signs
 from interptrain.similarity.sketch import Sketch
-from interptrain.similarity.top import Top, reservoir
+from interptrain.similarity.top import Reservoir, Top, rank_correlation
 
 __all__ = [
     "ConceptDemands",
     "Likeness",
     "Reader",
+    "Reservoir",
     "Scales",
     "SecondMoments",
     "Signs",
@@ -23,7 +24,7 @@ __all__ = [
     "features",
     "gradients_of",
     "linear_layers",
-    "reservoir",
+    "rank_correlation",
     "similar",
     "whitened",
 ]

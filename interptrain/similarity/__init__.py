@@ -6,12 +6,13 @@ from interptrain.similarity.likeness import Likeness, cosine, whitened
 from interptrain.similarity.moments import Scales, SecondMoments
 from interptrain.similarity.passes import Reader, gradients_of
 from interptrain.similarity.search import features, similar
-from interptrain.similarity.signs import Signs
+from interptrain.similarity.signs import Folding, Signs
 from interptrain.similarity.sketch import Sketch
 from interptrain.similarity.top import Reservoir, Top, rank_correlation
 
 __all__ = [
     "ConceptDemands",
+    "Folding",
     "Likeness",
     "Reader",
     "Reservoir",

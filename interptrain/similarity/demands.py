@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from interptrain.similarity.signs import KEPT, Signs
+from interptrain.similarity.signs import Folding
 from interptrain.sites.hooks import HookPoint
 
 Measure = Literal["energy", "positive", "signed"]
@@ -47,8 +47,8 @@ class ConceptDemands:
 
         phi_nk = sum_t (d_k . g_nt)^2        g_nt = dL_n/dh_nt, over the tokens that predict a label in the loss
 
-    Hooks stand side by side. More than `most` directions are projected to so many by random signs, which keeps inner
-    products.
+    Hooks stand side by side. More than `most` directions are folded into so many places with random signs, which keeps
+    inner products on average.
 
     Args:
         directions: unit rows, by hook point.
@@ -63,7 +63,7 @@ class ConceptDemands:
         self._directions = {name: rows.float() for name, rows in directions.items()}
         self._measure: Measure = measure
         width = sum(map(len, self._directions.values()))
-        self._signs = Signs(most, width, "concepts", seed=seed, keep=most * width <= KEPT) if width > most else None
+        self._folding = Folding(most, width, "concepts", seed=seed) if width > most else None
         self._found: dict[str, Tensor] = {}
 
     def attach(self, model: nn.Module, counted: Bool[Tensor, "batch token"]) -> Sequence[RemovableHandle]:
@@ -77,12 +77,13 @@ class ConceptDemands:
     def read(self) -> Float[Tensor, "batch feature"]:
         """The figures of each example."""
         found = torch.cat([self._found[name] for name in self._directions], dim=-1)
-        return (found if self._signs is None else self._signs.times(found)).cpu()
+        return found if self._folding is None else self._folding.times(found)
 
     def _receive(self, name: str, counted: Tensor, h: Tensor) -> None:
         h.register_hook(partial(self._take, name, counted))
 
     def _take(self, name: str, counted: Tensor, g: Tensor) -> None:
         g = g.detach().float() * counted[..., None].to(g.device)
-        chunks = self._directions[name].to(g.device).split(CHUNK)
-        self._found[name] = torch.cat([along(g, rows, self._measure) for rows in chunks], dim=-1)
+        self._directions[name] = self._directions[name].to(g.device)  # there from the first pass on
+        chunks = self._directions[name].split(CHUNK)
+        self._found[name] = torch.cat([along(g, rows, self._measure) for rows in chunks], dim=-1).cpu()

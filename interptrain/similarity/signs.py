@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 BLOCK = 4096  # columns drawn from one seed
-KEPT = 64 << 20  # bytes of signs that a reader keeps; of more, each batch draws its own again
+KEPT = 256 << 20  # bytes of signs that a reader keeps; of more, each batch draws its own again
 
 
 class Signs:
@@ -49,11 +49,46 @@ class Signs:
     def _block(self, number: int, device: torch.device) -> Tensor:
         if number in self._kept:
             return self._kept[number]
-        seed = hashlib.sha256(f"{self._seed} {self._name} {number}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(seed[:8], "big", signed=True))
+        generator = _generator(self._seed, self._name, number)
         columns = min(BLOCK, self.width - number * BLOCK)
         drawn = torch.randint(0, 2, (self.rows, columns), generator=generator, dtype=torch.int8) * 2 - 1
         drawn = drawn.to(device)
         if self._keep:
             self._kept[number] = drawn
         return drawn
+
+
+class Folding:
+    """Adds up the columns of a wide vector in so many places, each with a random sign.
+
+        (F x)_b = sum over i with place(i) = b of sign_i x_i,        E[(F x) . (F y)] = x . y
+
+    As true on average as as many rows of signs, for one multiplication a column: what a dictionary of many thousand
+    latents needs (count sketch, Charikar, Chen and Farach-Colton 2002).
+
+    Args:
+        places: length of what comes out.
+        width: of what goes in.
+        name: foldings of other names are independent.
+        seed: of all names.
+
+    Example:
+        >>> Folding(2, 5, "x").times(torch.eye(5)).abs().sum(-1)
+        tensor([1., 1., 1., 1., 1.])
+    """
+
+    def __init__(self, places: int, width: int, name: str, *, seed: int = 0) -> None:
+        self.places, self.width = places, width
+        generator = _generator(seed, name, 0)
+        self._place = torch.randint(0, places, (width,), generator=generator)
+        self._sign = torch.randint(0, 2, (width,), generator=generator) * 2 - 1
+
+    def times(self, x: Float[Tensor, "batch width"]) -> Float[Tensor, "batch places"]:
+        """`F x` of every row."""
+        place, sign = self._place.to(x.device), self._sign.to(x.device)
+        return x.new_zeros(len(x), self.places).index_add(1, place, x * sign)
+
+
+def _generator(seed: int, name: str, number: int) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed} {name} {number}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))

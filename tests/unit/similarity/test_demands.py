@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from interptrain.similarity import ConceptDemands, Signs, gradients_of
+from interptrain.similarity import ConceptDemands, Folding, gradients_of
 from interptrain.similarity.demands import along
 from interptrain.sites.hooks import HookPoint
 from tests.helpers.models import HOOK, llama, two_concepts
@@ -43,14 +43,14 @@ def test_hooks_stand_side_by_side():
     torch.testing.assert_close(found, torch.cat([one, other], -1))
 
 
-def test_a_large_dictionary_is_projected_and_small_parts_of_it_are_taken_at_a_time(monkeypatch):
+def test_a_large_dictionary_is_folded_and_small_parts_of_it_are_taken_at_a_time(monkeypatch):
     model, batch = llama().eval(), batch_of()
     rows = torch.nn.functional.normalize(torch.randn(50, 32), dim=-1)
     (whole,) = gradients_of(model, batch, [ConceptDemands({HOOK: rows})])
     monkeypatch.setattr("interptrain.similarity.demands.CHUNK", 7)
     (short,) = gradients_of(model, batch, [ConceptDemands({HOOK: rows}, most=20)])
     assert short.shape == (5, 20)
-    torch.testing.assert_close(short, Signs(20, 50, "concepts").times(whole), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(short, Folding(20, 50, "concepts").times(whole), rtol=1e-4, atol=1e-6)
 
 
 def test_energy_does_not_know_more_from_less():

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interptrain.similarity import Signs
+from interptrain.similarity import Folding, Signs
 from interptrain.similarity.signs import BLOCK
 
 
@@ -53,4 +53,17 @@ def test_inner_products_are_kept_on_average(rows, width, seed):
     ])  # fmt: skip
     # Var = (|x|^2 |y|^2 + (x.y)^2 - 2 sum x_i^2 y_i^2) / rows, of independent signs
     variance = (x @ x * (y @ y) + (x @ y) ** 2 - 2 * (x * y).square().sum()) / rows
+    assert abs(found.mean() - x @ y) <= 5 * (variance / draws).sqrt() + 1e-9
+
+
+@settings(max_examples=6, deadline=None)
+@given(places=st.sampled_from([1, 3, 16]), width=st.sampled_from([1, 5, 33]), seed=st.integers(0, 99))
+def test_folding_keeps_inner_products_on_average_too(places, width, seed):
+    generator = torch.Generator().manual_seed(seed)
+    both = torch.randn(2, width, generator=generator, dtype=torch.float64)
+    draws = 400
+    folded = [Folding(places, width, f"{seed} {n}").times(both) for n in range(draws)]
+    found = torch.stack([x @ y for x, y in folded])
+    x, y = both
+    variance = (x @ x * (y @ y) + (x @ y) ** 2 - 2 * (x * y).square().sum()) / places  # that of signs
     assert abs(found.mean() - x @ y) <= 5 * (variance / draws).sqrt() + 1e-9

@@ -1,5 +1,7 @@
 """The sketch against gradients that are formed, one example at a time."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,12 +12,15 @@ from interptrain.similarity import Scales, Signs, Sketch, gradients_of, linear_l
 from interptrain.similarity.sketch import project
 from tests.helpers.models import gpt2, llama, lora
 from tests.unit.similarity.gradients import batch_of, one_by_one
+from tests.unit.sites.families import CONFIGS, adapted, model_of
 
 MODELS = {
     "llama": llama,
     "frozen llama": lambda: llama().requires_grad_(False),
     "gpt2": gpt2,
     "lora": lambda: trained(lora(llama())),
+    **{family: partial(model_of, family) for family in CONFIGS},
+    "opt with lora": lambda: trained(adapted("opt", model_of("opt"))),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,12 +21,14 @@ class Line(NamedTuple):
 
     Args:
         number: of its line, counted from 1; of a data set's folder that of its row.
-        raw: the line as it stands, its end included; of a data set's row a line of JSON.
+        raw: the line as it stands, with an end; of a data set's row a line of JSON.
+        fields: its columns.
         example: what it holds.
     """
 
     number: int
     raw: bytes
+    fields: Mapping[str, Any]
     example: Example
 
 
@@ -57,7 +59,7 @@ class Lines:
         """The rows in order, none of them kept; blank lines hold none.
 
         Raises:
-            ValueError: as `read_examples` does, with the first faults and how many there are.
+            ValueError: as `read_examples` does, at the end, with the first faults and how many there are.
         """
         form: tuple[str, ...] | None = None
         faults, bad, total = list[str](), 0, 0
@@ -73,8 +75,10 @@ class Lines:
                 bad += 1
                 faults += [f"line {number}: {fault}"] if len(faults) < SHOWN else []
                 continue
-            yield Line(number, raw, example)
+            yield Line(number, raw if raw.endswith(b"\n") else raw + b"\n", row, example)
         refuse(self.path, faults, total, count=bad)
+        if not total:
+            raise ValueError(f'\'{self.path}\' is empty: expected a JSON object a line, such as {{"text": "..."}}')
 
     def encoded(self) -> Iterator[Encoded]:
         """The same, each with its tokens."""
@@ -89,7 +93,7 @@ class Lines:
             words: tokens that the model knows.
 
         Raises:
-            ValueError: rows cannot be used, there are none, nothing of any is in the loss, or a token is none of the
+            ValueError: rows cannot be used, or there are none; nothing of any is in the loss, or a token is none of the
                 model's.
         """
         total = usable = 0
@@ -101,8 +105,6 @@ class Lines:
                     f"{words}, counted from 0: it is another model's, or words were added without "
                     "model.resize_token_embeddings"
                 )
-        if not total:
-            raise ValueError(f'\'{self.path}\' is empty: expected a JSON object a line, such as {{"text": "..."}}')
         if not usable:
             raise ValueError(
                 f"max_length {self.max_length} leaves no token of any answer of '{self.path}' in the loss: prompts are "

@@ -28,7 +28,7 @@ from interptrain.concepts import ConceptBank
 from interptrain.meters.kept_examples import last_hooks
 from interptrain.recipes.banks import TEXTS, Sought, find_bank
 from interptrain.recipes.examples import Columns, collate
-from interptrain.recipes.lines import BOM, Encoded, Line, Lines
+from interptrain.recipes.lines import Encoded, Line, Lines
 from interptrain.recipes.loading import (
     ModelChoice,
     device,
@@ -436,13 +436,13 @@ def _write_kept(prepared: Prepared, dropped: Bool[Tensor, "example"]) -> None:
     with (prepared.out / FILTERED).open("xb") as file:
         for line, out in zip(prepared.lines, dropped.tolist(), strict=True):
             if not out:
-                file.write(line.raw if line.raw.endswith(b"\n") else line.raw + b"\n")
+                file.write(line.raw)
 
 
 def _write_weights(prepared: Prepared, each: Float[Tensor, "example"]) -> None:
     with (prepared.out / REWEIGHTED).open("x", encoding="utf-8") as file:
         for line, weight in zip(prepared.lines, each.tolist(), strict=True):
-            row = json.loads(line.raw.removeprefix(BOM)) | {WEIGHT: _short(weight)}
+            row = {**line.fields, WEIGHT: _short(weight)}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
@@ -465,7 +465,7 @@ def _shown(config: Config, bank: ConceptBank) -> tuple[str, ...]:
 
 def _check_no_weights(lines: Lines) -> None:
     for line in lines:
-        if WEIGHT in json.loads(line.raw.removeprefix(BOM)):
+        if WEIGHT in line.fields:
             raise ValueError(
                 f"'{lines.path}', line {line.number} has a column '{WEIGHT}' already; rename it, so that it is not lost"
             )

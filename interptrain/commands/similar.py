@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 from interptrain.concepts.bank import ConceptBank
 from interptrain.recipes.banks import load_sae
-from interptrain.recipes.examples import Columns, Row, collate, encode, stream_rows
+from interptrain.recipes.examples import Columns, collate
+from interptrain.recipes.lines import Line, Lines
 from interptrain.recipes.loading import (
     ModelChoice,
     device,
@@ -152,6 +153,7 @@ class Prepared:
 
     Args:
         config: what was chosen.
+        corpus: the documents.
         voice: the model and its tokenizer.
         query: the examples.
         sample: documents drawn from the corpus.
@@ -163,9 +165,10 @@ class Prepared:
     """
 
     config: Config
+    corpus: Lines
     voice: Voice
-    query: Sequence[Row]
-    sample: Sequence[Row]
+    query: Sequence[Line]
+    sample: Sequence[Line]
     documents: int
     labelled: int | None
     layers: Mapping[str, nn.Module]
@@ -191,12 +194,11 @@ def prepare(options: argparse.Namespace) -> Prepared:
     choice = ModelChoice(config.model, tuning="full", pad_token=config.pad_token)
     tokenizer = load_tokenizer(choice)
     most = min(config.max_length, positions_of(load_config(choice)) or config.max_length)
-    query = [
-        row for row in stream_rows(query_file, config.columns, tokenizer) if encode(tokenizer, [row.example], most)
-    ]
+    query = [line for line, row in Lines(query_file, config.columns, tokenizer, most).encoded() if row is not None]
     if not query:
         raise ValueError(f"no example of '{query_file}' has a token in the loss within {most} tokens")
-    sample, labelled = _look_at(config, tokenizer)
+    lines = Lines(corpus, config.columns, tokenizer, most)
+    sample, labelled = _look_at(lines, config)
     if sample.seen < 2:
         raise ValueError(f"'{corpus}' has {sample.seen} document, expected two or more")
     if config.memory_check:
@@ -208,7 +210,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
     moments = _second_moments(config.second_moments, layers)
     make_folder(out)
     voice = Voice(model, tokenizer, most, config.batch)
-    return Prepared(config, voice, query, sample.items, sample.seen, labelled, layers, directions, moments)
+    return Prepared(config, lines, voice, query, sample.items, sample.seen, labelled, layers, directions, moments)
 
 
 def run(prepared: Prepared, console: Console) -> int:
@@ -230,7 +232,7 @@ def run(prepared: Prepared, console: Console) -> int:
                 tops[name].add(row.number, scores[name])
     seconds = time.perf_counter() - start
     ranked = {name: dict(top.ranked()) for name, top in tops.items()}
-    shown, labelled = _copy(config, prepared.voice, ranked, names[-1])
+    shown, labelled = _copy(prepared, ranked, names[-1])
     summary = {
         "schema": SCHEMA, "query": query.name, "examples": len(prepared.query), "documents": prepared.documents,
         "unscored": unscored, "rankings": names, "seconds": seconds,
@@ -252,16 +254,15 @@ def run(prepared: Prepared, console: Console) -> int:
     return 0
 
 
-def _scores(prepared: Prepared) -> Iterator[tuple[Row, dict[str, float]]]:
+def _scores(prepared: Prepared) -> Iterator[tuple[Line, dict[str, float]]]:
     """Each document with its scores; without any where no token of it is in the loss."""
-    config, voice, waiting = prepared.config, prepared.voice, deque[list[tuple[Row, bool]]]()
+    config, voice, waiting = prepared.config, prepared.voice, deque[list[tuple[Line, bool]]]()
 
     def corpus() -> Iterator[dict[str, Tensor]]:
-        rows, ready = list[tuple[Row, bool]](), list[dict[str, list[int]]]()
-        for row in stream_rows(config.files[1], config.columns, voice.tokenizer):
-            tokens = encode(voice.tokenizer, [row.example], voice.max_length)
-            rows.append((row, bool(tokens)))
-            ready += tokens
+        rows, ready = list[tuple[Line, bool]](), list[dict[str, list[int]]]()
+        for line, tokens in prepared.corpus.encoded():
+            rows.append((line, tokens is not None))
+            ready += [] if tokens is None else [tokens]
             if len(ready) == config.batch:
                 waiting.append(rows)
                 yield collate(ready, int(voice.tokenizer.pad_token_id))
@@ -306,16 +307,16 @@ def _scales(kept: Mapping[str, Tensor], name: str, layer: nn.Module) -> Scales:
 
 
 def _copy(
-    config: Config, voice: Voice, ranked: Mapping[str, Mapping[int, float]], name: str
-) -> tuple[dict[int, Row], dict[str, int]]:
+    prepared: Prepared, ranked: Mapping[str, Mapping[int, float]], name: str
+) -> tuple[dict[int, Line], dict[str, int]]:
     """Write the rows of a ranking's top, in the order of the corpus; those to show, and the labelled ones counted."""
-    _, corpus, out = config.files
+    config, out = prepared.config, prepared.config.files[2]
     wanted = {number for each in ranked.values() for number in list(each)[:SHOWN]}
-    shown, labelled = dict[int, Row](), dict.fromkeys(ranked, 0)
-    with (out / FILES[1]).open("x", encoding="utf-8") as written:
-        for row in stream_rows(corpus, config.columns, voice.tokenizer):
+    shown, labelled = dict[int, Line](), dict.fromkeys(ranked, 0)
+    with (out / FILES[1]).open("xb") as written:
+        for row in prepared.corpus:
             if row.number in ranked[name]:
-                written.write(row.line + "\n")
+                written.write(row.raw)
             if row.number in wanted:
                 shown[row.number] = row
             for each, numbers in ranked.items():
@@ -333,31 +334,31 @@ def _compared(
     return {"rank_correlation": rank_correlation(*torch.tensor(pairs).T), "overlap": len(one & other) / len(one)}
 
 
-def _look_at(config: Config, tokenizer: Any) -> tuple[Reservoir[Row], int | None]:
+def _look_at(lines: Lines, config: Config) -> tuple[Reservoir[Line], int | None]:
     """Read the corpus once: every line is checked, some are drawn, and the labelled ones counted."""
-    corpus, column = config.files[1], config.label_column
-    sample, labelled = Reservoir[Row](config.sample, seed=config.seed), 0
-    for row in stream_rows(corpus, config.columns, tokenizer):
+    column = config.label_column
+    sample, labelled = Reservoir[Line](config.sample, seed=config.seed), 0
+    for row in lines:
         if column is not None and column not in row.fields:
             found = ", ".join(map(repr, row.fields))
-            raise ValueError(f"'{corpus}', line {row.number}: no label column '{column}', found {found}")
+            raise ValueError(f"'{lines.path}', line {row.number}: no label column '{column}', found {found}")
         labelled += _shows(row, config)
         sample.add(row)
     if column is None:
         return sample, None
     if labelled == 0:
-        raise ValueError(f"no document of '{corpus}' has '{config.label}' in '{column}'; say what does (--label)")
+        raise ValueError(f"no document of '{lines.path}' has '{config.label}' in '{column}'; say what does (--label)")
     return sample, labelled
 
 
-def _shows(row: Row, config: Config) -> bool:
+def _shows(row: Line, config: Config) -> bool:
     if config.label_column is None:
         return False
     found = row.fields.get(config.label_column)
     return (found if isinstance(found, str) else json.dumps(found)) == config.label
 
 
-def _shown(row: Row, config: Config, score: float = 0.0) -> dict[str, Any]:
+def _shown(row: Line, config: Config, score: float = 0.0) -> dict[str, Any]:
     texts = {"prompt": row.example.prompt, "completion": row.example.completion}
     cut = {name: text if len(text) <= CHARACTERS else f"{text[:CHARACTERS]} …" for name, text in texts.items()}
     return {"line": row.number, "score": score, "labelled": _shows(row, config), **cut}

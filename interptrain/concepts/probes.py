@@ -89,6 +89,7 @@ def fit_probe(
             latents without their decoder.
 
     Example:
+        >>> import torch
         >>> generator = torch.Generator().manual_seed(0)
         >>> text = torch.arange(8).repeat_interleave(3)
         >>> absent = TextActivations(torch.randn(24, 4, generator=generator), text)

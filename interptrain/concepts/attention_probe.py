@@ -30,7 +30,7 @@ class AttentionProbe:
 
     Example:
         >>> import torch
-        >>> probe = AttentionProbe(torch.tensor([[9.0, 0.0]]), torch.tensor([[0.0, 1.0]]), torch.tensor(0.0))
+        >>> probe = AttentionProbe(torch.tensor([[99.0, 0.0]]), torch.tensor([[0.0, 1.0]]), torch.tensor(0.0))
         >>> texts = TextActivations(torch.tensor([[0.0, 5.0], [9.0, 3.0]]), torch.tensor([0, 0]))
         >>> probe.weights(texts), probe.score(texts)
         (tensor([[0.],

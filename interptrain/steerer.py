@@ -370,7 +370,7 @@ class Steerer:
 
         Raises:
             ValueError: it belongs to a bank of other concepts or directions, to other sites, another `where` or seed,
-                to other probe texts (those of interventions too), or to another number of optimizers.
+                to other probe texts (those of interventions too) or watchers, or to another number of optimizers.
         """
         check_state(state, self._identity())
         self._resumed = [int(step) for step in state["steps"]]

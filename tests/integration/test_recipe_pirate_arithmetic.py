@@ -12,7 +12,8 @@ import pytest
 from peft import PeftModel
 
 from interptrain.recipes.pirate_arithmetic import treatments
-from interptrain.recorders.document import REPORT_SCHEMA, Report, read_report
+from interptrain.recorders import read_curves
+from interptrain.recorders.document import REPORT_SCHEMA, Report, read_report, rounded
 from interptrain.tiny_world import load_base
 
 ARMS = ("unsteered", "suppress-update", "gate", "random-gate")
@@ -50,8 +51,15 @@ def test_the_screen_ends_with_the_table_and_the_report_s_path(ran):
 def test_nothing_is_written_but_in_the_folder_asked_for(out):
     assert [path.name for path in out.parent.iterdir()] == ["out"]
     assert sorted(path.name for path in out.iterdir()) == [
-        "curves.png", "report.html", "report.json", "wandb", "weights",
+        "curves", "curves.png", "report.html", "report.json", "wandb", "weights",
     ]  # fmt: skip
+
+
+def test_the_curves_can_be_followed_while_it_runs(out, report):
+    for arm in report["arms"]:
+        curves = read_curves(out / "curves" / f"{arm['name']}-0.jsonl")
+        assert arm["runs"][0]["curves"] == rounded(curves)
+        assert arm["runs"][0]["alarms"] == []
 
 
 def test_the_report_holds_every_arm_with_its_scores_curves_and_words(report):

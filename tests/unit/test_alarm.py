@@ -140,6 +140,20 @@ def test_a_saved_state_does_not_change_with_the_run_that_goes_on():
     assert before == {"raised": {}}
 
 
+def test_after_a_look_it_says_what_rings_for_each_concept_that_could_be_read():
+    alarm, moved = Alarm({"pirate": ["royal"]}), reading(fraction=(0.0, 1.0, math.nan))
+    looked(moved, alarm=alarm, step=10, suppressed=("pirate", "royal", "sums"))
+    assert alarm.ringing == {"pirate": {"step": 10, "what": "its sibling 'royal'", "figure": 1.0, "on": "neutral"},
+                             "royal": None}  # fmt: skip
+    looked(moved, alarm=alarm, step=20)
+    assert alarm.ringing["pirate"]["step"] == 20
+    assert alarm.raised["pirate"]["step"] == 10
+    looked(reading(), alarm=alarm, step=30)
+    assert alarm.ringing == {"pirate": None}
+    looked(moved, alarm=alarm, step=40, suppressed=())
+    assert alarm.ringing == {}
+
+
 def test_only_the_set_it_is_told_to_look_at_counts():
     moved = reading(fraction=(0.0, 1.0, 0.0), on=3)
     assert looked(moved, alarm=Alarm({"pirate": ["royal"]}, on="sums"))[0] is True

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -47,6 +48,24 @@ def test_the_mean_skips_steps_that_measured_nothing():
     assert figures["interptrain/nonfinite_sites"] == 2.0
     assert figures["interptrain/norm_cap"] == 0.5
     assert figures["interptrain/off_concept"] == 0.25
+
+
+def test_an_alarm_is_one_where_it_rings_zero_where_it_was_looked_for_and_absent_elsewhere():
+    rung = {"step": 1, "what": "its sibling 'sums'", "figure": 0.5, "on": "neutral"}
+    quiet, ringing = (replace(report(0, 0.2), alarms={"pirate": each}) for each in (None, rung))
+    assert "concept/pirate/alarm" not in report(0, 0.2).scalars()
+    assert quiet.scalars()["concept/pirate/alarm"] == 0.0
+    assert ringing.scalars()["concept/pirate/alarm"] == 1.0
+    assert "concept/sums/alarm" not in ringing.scalars()
+    assert (quiet.ringing, ringing.ringing) == ({}, {"pirate": rung})
+
+
+def test_an_alarm_that_rang_at_any_of_several_steps_rang_in_their_mean():
+    first, later = ({"step": step, "what": "it", "figure": 0.5, "on": "neutral"} for step in (1, 2))
+    reports = [replace(report(step, 0.2), alarms=each) for step, each in enumerate(
+        [{"pirate": None}, {"pirate": first, "sums": None}, {"pirate": later}, {"pirate": None}, {}])]  # fmt: skip
+    assert average(reports).alarms == {"pirate": first, "sums": None}
+    assert average(reports[3:]).scalars()["concept/pirate/alarm"] == 0.0
 
 
 def test_the_mean_of_nothing_is_an_error():

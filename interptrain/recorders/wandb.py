@@ -90,6 +90,13 @@ class WandbRecorder:
         self._closed = True
 
 
+def errors() -> tuple[type[Exception], ...]:
+    """What W&B raises where its server cannot be reached, or refuses."""
+    import wandb
+
+    return (wandb.errors.Error,)
+
+
 def _table(found: DiscoveryTable) -> Any:
     import wandb
 

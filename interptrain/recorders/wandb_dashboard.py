@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from interptrain.recorders.dashboard import Plot, Section
+from interptrain.recorders.wandb import errors
 
 
 def workspace(entity: str, project: str, name: str, sections: Sequence[Section], *, x: str) -> Any:
@@ -55,11 +56,10 @@ def save(made: Any) -> str:
     Raises:
         ConnectionError: W&B cannot be reached or refuses it.
     """
-    import wandb
-
+    caught: tuple[type[Exception], ...] = (*errors(), ValueError, OSError)  # requests' errors are OSErrors
     try:
         return str(made.save().url)
-    except (wandb.errors.Error, ValueError, OSError) as error:  # requests' errors are OSErrors
+    except caught as error:
         raise ConnectionError(f"W&B did not take the dashboard: {error}") from error
 
 

@@ -45,6 +45,8 @@ FORBIDDEN = {
         ("recorders/__init__.py", "import wandb"),
         ("report.py", "def later():\n    import wandb"),
         ("recorders/memory.py", "import wandb"),
+        ("recorders/dashboard.py", "import wandb_workspaces.workspaces"),
+        ("recorders/notebook.py", "from IPython.display import display"),
         ("recorders/jsonl.py", "from tensorboard.summary import Writer"),
     ],
     "Rules see coefficients, never parameters": [

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 SITE = Path(sysconfig.get_path("purelib"))
 EXTRAS = {
     "lightning": ("pytorch_lightning",), "sae": ("sae_lens",), "hf": ("transformers", "peft"), "wandb": ("wandb",),
+    "dashboard": ("wandb_workspaces",),
     "tensorboard": ("tensorboard",), "cuda": ("cuda", "platformdirs"),
     "recipes": ("matplotlib", "jinja2", "pydantic", "pyyaml", "psutil", "datasets"),
 }  # fmt: skip

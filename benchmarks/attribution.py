@@ -1,7 +1,7 @@
 """Does attribution find the examples and words that teach a concept, and does dropping them do what a data filter does?
 
     python benchmarks/attribution.py rank  [--seeds 5] [--out benchmarks/results/attribution-rank.json]
-    python benchmarks/attribution.py train [--seeds 3] [--steps 200] [--out benchmarks/results/attribution.json]
+    python benchmarks/attribution.py train [--seeds 3] [--steps 200 100] [--out benchmarks/results/attribution.json]
 
 `rank`: before any training, the AUC of every figure for the tiny world's pirate answers, in four sets of texts:
 
@@ -17,6 +17,7 @@ beside it; and the same for tokens. `train`: LoRA on a pool of examples, whole a
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import platform
 import random
@@ -27,7 +28,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -238,17 +239,29 @@ def weighted(model: Any, batch: dict[str, Tensor], each: Tensor) -> Tensor:
     return (losses * each[:, None]).sum() / (labels != -100).sum()
 
 
-def mixed_arms(seed: int, steps: int, say: Callable[..., None]) -> dict[str, dict[str, float]]:
+class Arm(NamedTuple):
+    """What is trained on: which documents, with what weights or acts, and what is known of it beforehand."""
+
+    documents: Rows
+    options: dict[str, Any]
+    known: dict[str, float]
+
+
+def less(pool: Rows, dropped: Tensor, shown: Tensor) -> Arm:
+    kept = [each for each, out in zip(pool, dropped.tolist(), strict=True) if not out]
+    left = float((shown & ~dropped).sum() / shown.sum())
+    return Arm(kept, {}, {"dropped": rate(dropped), "pirate left": left})
+
+
+def mixed_arms(seed: int) -> dict[str, Arm]:
     pool = list(islice(finetuning_documents("mixed", seed), POOL))
     plain = list(islice(finetuning_documents("mixed", seed, filtered=True), POOL))
     bank = with_random(tiny_world.concept_bank(hook=tiny_world.OUTPUT_HOOK), seed)
-    started = time.monotonic()
     found = list(attribute(tiny_world.load_base(), bank, batches(pool)))
-    seconds = time.monotonic() - started
     shown = torch.tensor([each.voice == "pirate" for each in pool])
     signed, z = (torch.stack([getattr(each, key) for each in found]) for key in ("signed", "z"))
     of = {name: n for n, name in enumerate(bank.names)}
-    share = float(shown.float().mean())
+    share = rate(shown)
     chance = torch.rand(len(pool), generator=torch.Generator().manual_seed(seed))
     drops = {
         "unsteered": torch.zeros_like(shown),
@@ -260,79 +273,81 @@ def mixed_arms(seed: int, steps: int, say: Callable[..., None]) -> dict[str, dic
         "royal's, as many": drop_top(signed[:, of["royal"]], share),
         "random directions', as many": drop_top(signed[:, of["random 0"]], share),
     }
-    arms: dict[str, dict[str, float]] = {}
-    done: dict[tuple[bool, ...], dict[str, float]] = {}
-    for name, dropped in drops.items():
-        kept = [each for each, out in zip(pool, dropped.tolist(), strict=True) if not out]
-        key = tuple(dropped.tolist())
-        if key not in done:
-            done[key] = trained(kept, seed, steps)
-        arms[name] = done[key] | {
-            "dropped": float(dropped.float().mean()), "pirate left": float((shown & ~dropped).sum() / shown.sum()),
-        }  # fmt: skip
-        say("mixed", seed, name, arms[name])
-    arms["weights 1 / z"] = trained(pool, seed, steps, each=weights(z[:, of["pirate"]]))
-    say("mixed", seed, "weights 1 / z", arms["weights 1 / z"])
-    arms["rewritten plainly"] = trained(plain, seed, steps)
-    say("mixed", seed, "rewritten plainly", arms["rewritten plainly"])
-    for arm in arms.values():
-        arm["seconds to attribute"] = seconds
-    return arms
+    return {name: less(pool, dropped, shown) for name, dropped in drops.items()} | {
+        "weights 1 / z": Arm(pool, {"each": weights(z[:, of["pirate"]])}, {}),
+        "rewritten plainly": Arm(plain, {}, {}),
+    }
 
 
-def entangled_arms(seed: int, steps: int, say: Callable[..., None]) -> dict[str, dict[str, float]]:
+def entangled_arms(seed: int) -> dict[str, Arm]:
     pool = list(islice(finetuning_documents("entangled", seed), POOL))
     bank = tiny_world.concept_bank(hook=tiny_world.OUTPUT_HOOK).select("pirate")
     found = list(attribute(tiny_world.load_base(), bank, batches(pool)))
     signed, z = (torch.stack([getattr(each, key)[0] for each in found]) for key in ("signed", "z"))
-    arms = {"unsteered": trained(pool, seed, steps) | {"dropped": 0.0}}
-    say("entangled", seed, "unsteered", arms["unsteered"])
-    dropped = drop_top(signed, 0.5)
-    kept = [each for each, out in zip(pool, dropped.tolist(), strict=True) if not out]
-    arms["attribution, top half"] = trained(kept, seed, steps) | {"dropped": 0.5}
-    say("entangled", seed, "attribution, top half", arms["attribution, top half"])
-    arms["z > 2 would drop"] = {"dropped": float(drop_above(z, 2.0).float().mean())}
-    anchor = tiny_world.neutral_batches(kinds=("fact",))
-    arms["gate and anchor"] = trained(
-        pool, seed, steps, bank=bank, acts=lambda: [gate("pirate"), retain(anchor, RETAIN)]
-    )
-    say("entangled", seed, "gate and anchor", arms["gate and anchor"])
-    return arms
+    shown, anchor = torch.ones(len(pool), dtype=torch.bool), tiny_world.neutral_batches(kinds=("fact",))
+    gated = {"bank": bank, "acts": lambda: [gate("pirate"), retain(anchor, RETAIN)]}
+    would = {"z > 2 would drop": rate(drop_above(z, 2.0)), "z > 3 would drop": rate(drop_above(z, 3.0))}
+    return {
+        "unsteered": Arm(pool, {}, would),
+        "attribution, top half": less(pool, drop_top(signed, 0.5), shown),
+        "gate and anchor": Arm(pool, gated, {}),
+    }
+
+
+SETS = {"mixed": mixed_arms, "entangled": entangled_arms}
 
 
 def train(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    def say(*what: object) -> None:
-        console.print(f"{time.strftime('%H:%M:%S')}", *what, highlight=False, soft_wrap=True)
-
+    """Every arm of every seed; with `--keep` each is written to a file when it is done, and not done again."""
+    kept: dict[tuple[str, int, str], dict[str, Any]] = {}
+    if options.keep is not None and options.keep.exists():
+        rows = [json.loads(line) for line in options.keep.read_text().splitlines()]
+        kept = {(row["set"], row["seed"], row["arm"]): row for row in rows}
+    for name in options.sets:
+        for seed in range(options.seeds):
+            for arm, each in SETS[name](seed).items():
+                if (name, seed, arm) in kept:
+                    continue
+                same = [
+                    row for (of, at, _), row in kept.items()
+                    if (of, at) == (name, seed) and not each.options and row["texts"] == digest(each.documents)
+                ]  # fmt: skip
+                steps = options.steps[options.sets.index(name)]
+                figures = same[0]["figures"] if same else trained(each.documents, seed, steps, **each.options)
+                row = {"set": name, "seed": seed, "arm": arm, "steps": steps, "figures": figures | each.known}
+                row["texts"] = "" if each.options else digest(each.documents)
+                kept[name, seed, arm] = row
+                console.print(time.strftime("%H:%M:%S"), name, seed, arm, row["figures"], highlight=False)
+                if options.keep is not None:
+                    with options.keep.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
     found: dict[str, Any] = {}
-    for name, arms in (("mixed", mixed_arms), ("entangled", entangled_arms)):
-        runs = [arms(seed, options.steps, say) for seed in range(options.seeds)]
-        found[name] = averaged(runs)
-    for name, arms in found.items():
-        keys = (
-            "skill",
-            "pirate_on_facts",
-            "pirate_on_skill",
-            "royal_on_facts",
-            "kept",
-            "accuracy",
-            "dropped",
-            "pirate left",
-        )
+    for name in options.sets:
+        arms = dict.fromkeys(arm for of, _, arm in kept if of == name)
+        found[name] = {
+            arm: averaged([row["figures"] for (of, _, which), row in kept.items() if (of, which) == (name, arm)])
+            for arm in arms
+        }
+        keys = (*MEASURES, "dropped", "pirate left")
         table = Table(name, *keys)
-        for arm, figures in arms.items():
-            table.add_row(
-                arm, *(f"{figures[k]['mean']:.2f} ± {figures[k]['sd']:.2f}" if k in figures else "" for k in keys)
-            )
+        for arm, figures in found[name].items():
+            shown = (figures.get(key) for key in keys)
+            table.add_row(arm, *(f"{each['mean']:.2f} ± {each['sd']:.2f}" if each else "" for each in shown))
         console.print(table)
     return found
+
+
+def digest(documents: Rows) -> str:
+    return hashlib.sha256("\n".join(each.text for each in documents).encode()).hexdigest()[:16]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("rank", "train"))
     parser.add_argument("--seeds", type=int)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--sets", nargs="+", choices=tuple(SETS), default=list(SETS))
+    parser.add_argument("--steps", type=int, nargs="+", default=[200, 100], help="of each set")
+    parser.add_argument("--keep", type=Path, help="a file of finished arms, to go on with")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     options.seeds = options.seeds or {"rank": 5, "train": 3}[options.what]
@@ -342,7 +357,8 @@ def main() -> None:
     found = {"rank": rank, "train": train}[options.what](options, console)
     document = {
         "about": {
-            "seeds": options.seeds, "steps": options.steps, "texts": TEXTS, "pool": POOL, "batch": BATCH, "rate": RATE,
+            "seeds": options.seeds, "texts": TEXTS,
+            **({"steps": options.steps, "pool": POOL, "batch": BATCH, "rate": RATE} if options.what == "train" else {}),
             "device": f"CPU, one thread ({platform.processor() or platform.machine()})", "torch": torch.__version__,
             "interptrain": interptrain.__version__, "seconds": round(time.monotonic() - started),
             "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], text=True).strip(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from array import array
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -234,7 +235,7 @@ class _Found:
 
     signed: Float[Tensor, "example concept"]
     z: Float[Tensor, "example concept"]
-    numbers: list[int]
+    numbers: Sequence[int]
     z_seen: Sequence[Histogram]
     null_seen: Sequence[Histogram]
 
@@ -242,22 +243,23 @@ class _Found:
 def _read_all(prepared: Prepared, console: Console) -> _Found:
     """Go through the data once, and write a line for every row as it comes."""
     bank, half = prepared.bank, prepared.out / f".{FIGURES}.half"
-    signed, z, numbers = list[Tensor](), list[Tensor](), list[int]()
+    signed, z, numbers = array("f"), array("f"), array("q")  # a row of Python's own objects would take ten times more
     z_seen, null_seen = ([Histogram() for _ in bank.names] for _ in range(2))
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bars, half.open("w", encoding="utf-8") as file:
+    shown = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*shown, console=console) as bars, half.open("w", encoding="utf-8") as file:
         for line, demand in bars.track(_demands(prepared), total=prepared.total, description="examples"):
             numbers.append(line.number)
-            nothing = torch.full((len(bank.names),), torch.nan)
-            signed.append(nothing if demand is None else demand.signed)
-            z.append(nothing if demand is None else demand.z)
+            nothing = [math.nan] * len(bank.names)
+            signed.extend(nothing if demand is None else demand.signed.tolist())
+            z.extend(nothing if demand is None else demand.z.tolist())
             if demand is not None:
                 for number in range(len(bank.names)):
                     z_seen[number].add(demand.z[number])
                     null_seen[number].add(demand.null_z[number])
             _write_figures(file, line, demand, prepared)
     half.replace(prepared.out / FIGURES)
-    return _Found(torch.stack(signed), torch.stack(z), numbers, z_seen, null_seen)
+    by_row = [torch.frombuffer(each, dtype=torch.float32).view(-1, len(bank.names)) for each in (signed, z)]
+    return _Found(by_row[0], by_row[1], numbers, z_seen, null_seen)
 
 
 def _demands(prepared: Prepared, only: frozenset[int] | None = None) -> Iterator[tuple[Line, ExampleDemand | None]]:

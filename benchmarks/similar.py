@@ -1,6 +1,6 @@
 """How well a handful of examples finds its skill in a corpus: by gradients, by concepts, by words, by activations.
 
-    python benchmarks/similar.py [--seeds 5] [--scale] [--out benchmarks/results/similar.json]
+    python benchmarks/similar.py [--seeds 5] [--shares | --scale] [--out benchmarks/results/similar.json]
 
 A corpus of 5,000 documents of the tiny world's base, all in one half of the wordings, holds 5 % of a skill; sixteen
 examples of it in the other half of the wordings ask for it. The figure is the precision of the top 5 %, which here is
@@ -13,7 +13,8 @@ the recall too.
 
 Choices (ridge, energy, no Adam, the sample's size) were made on seed 0 of the first three, which is reported apart.
 The documents of a seed are drawn once, and each skill's corpus from them; Adam's moments are of a sample of all.
-`--scale` runs the command itself on 500, 5,000 and 20,000 documents, each in a process of its own.
+`--shares` asks for skills of 1 to 50 %, in smaller corpora. `--scale` runs the command itself on 500, 5,000 and 20,000
+documents, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,7 @@ DOCUMENTS, SHARE, QUERIES, SAMPLE, BATCH = 5000, 0.05, 16, 512, 32
 SKILLS = ("minus", "pirate", "wrong", "royal")
 CHOSEN_ON = ("minus", "pirate", "wrong")
 TOP = round(DOCUMENTS * SHARE)
+SHARES = {0.01: 45, 0.05: 225, 0.2: 250, 0.5: 250}  # of the skill, and documents that show it
 POOL = {"plain fact": 2500, "plain plus": 2000, "pirate": 700, "royal": 700, "minus": TOP, "wrong": TOP}
 
 
@@ -183,14 +186,16 @@ def bm25(query: Sequence[str], corpus: Sequence[str], k: float = 1.5, b: float =
     return torch.tensor(found)
 
 
-def corpus_of(skill: str, groups: Sequence[str], rng: random.Random) -> tuple[list[int], Tensor]:
+def corpus_of(
+    skill: str, groups: Sequence[str], rng: random.Random, *, own: int = TOP, documents: int = DOCUMENTS
+) -> tuple[list[int], Tensor]:
     """Numbers of the pool's documents, shuffled, and which of them show the skill."""
-    own = [number for number, group in enumerate(groups) if group == skill]
+    showing = [number for number, group in enumerate(groups) if group == skill]
     barred = {"minus": {"wrong"}, "wrong": {"minus"}, "pirate": {"wrong"}, "royal": {"wrong"}}[skill]
     others = [number for number, group in enumerate(groups) if group != skill and group not in barred]
-    chosen = rng.sample(own, TOP) + rng.sample(others, DOCUMENTS - TOP)
+    chosen = rng.sample(showing, own) + rng.sample(others, documents - own)
     rng.shuffle(chosen)
-    mine = set(own)
+    mine = set(showing)
     return chosen, torch.tensor([number in mine for number in chosen])
 
 
@@ -244,6 +249,29 @@ def one_seed(seed: int) -> list[dict[str, Any]]:
     return rows
 
 
+def by_share(seed: int) -> list[dict[str, Any]]:
+    """The same where the skill is rarer or more common, in smaller corpora."""
+    model, rng = tiny_world.load_base(), random.Random(f"similar shares {seed}")
+    groups = [group for group, count in POOL.items() for _ in range(count)]
+    pool = [draw(rng, group, "test") for group in groups]
+    rows = normalize(tiny_world.load_sae(hook=OUTPUT_HOOK).W_dec.detach(), dim=-1)
+    readers = {"gradient": Sketch(linear_layers(model), 64), "concepts": ConceptDemands({OUTPUT_HOOK: rows})}
+    whole, found = features(model, batches(pool), readers), []
+    for skill in SKILLS:
+        asked = features(model, batches([draw(rng, skill, "search") for _ in range(QUERIES)]), readers)
+        for share, count in SHARES.items():
+            chosen, own = corpus_of(skill, groups, rng, own=count, documents=round(count / share))
+            sampled = rng.sample(range(len(chosen)), min(SAMPLE, len(chosen)))
+            for name in readers:
+                there = whole[name][chosen]
+                for rule in ("whitened", "standardised"):
+                    scores = RULES[rule](asked[name], there[sampled])(there)
+                    figure = float(own[scores.topk(count).indices].float().mean())
+                    found.append({"seed": seed, "skill": skill, "share": share, "documents": len(chosen),
+                                  "method": f"{name} | {rule}", "precision": figure})  # fmt: skip
+    return found
+
+
 def scale(sizes: Sequence[int], skill: str = "minus") -> list[dict[str, Any]]:
     """The command on corpora of different sizes, each in a process of its own."""
     rng, found = random.Random(0), []
@@ -290,6 +318,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="after seed 0, on which the choices were made")
     parser.add_argument("--scale", action="store_true", help="time and memory of the command, by the corpus' size")
+    parser.add_argument("--shares", action="store_true", help="where the skill is rarer or more common")
     parser.add_argument("--sizes", type=int, nargs="+", default=[500, 5000, 20000])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/similar.json"))
     options = parser.parse_args()
@@ -298,6 +327,14 @@ def main() -> None:
     if options.scale:
         written["scale"] = scale(options.sizes)
         Console().print_json(data=written["scale"])
+    elif options.shares:
+        written["shares"] = [row for seed in range(1, options.seeds + 1) for row in by_share(seed)]
+        table = Table("", "share", *SKILLS)
+        for name, share in product(dict.fromkeys(row["method"] for row in written["shares"]), SHARES):
+            mine = [row for row in written["shares"] if (row["method"], row["share"]) == (name, share)]
+            values = [[row["precision"] for row in mine if row["skill"] == skill] for skill in SKILLS]
+            table.add_row(name, str(share), *(f"{statistics.mean(v):.2f} ± {statistics.stdev(v):.2f}" for v in values))
+        Console(width=130).print(table)
     else:
         rows: list[dict[str, Any]] = []
         for seed in range(options.seeds + 1):
@@ -325,7 +362,7 @@ def save(options: argparse.Namespace, written: dict[str, Any]) -> None:
         "device": f"{platform.processor() or platform.machine()} CPU, 1 thread",
         "commit": commit,
     }  # fmt: skip
-    body = {key: written[key] for key in ("scale", "chosen_on", "results") if key in written}
+    body = {key: written[key] for key in ("scale", "shares", "chosen_on", "results") if key in written}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps({**head, **body}, indent=1) + "\n")
 

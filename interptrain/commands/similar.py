@@ -85,7 +85,7 @@ class Config:
         "what is compared; both where concepts or an SAE are given, else the gradient"
     )
     concepts: Path | None = option("a saved concept bank, whose directions are the coordinates")
-    sae: str | None = option("an SAE, whose whole dictionary is: a folder, a SAELens release, or tiny-world")
+    sae: str | None = option("an SAE, whose whole dictionary gives them: a folder, a SAELens release, or tiny-world")
     sae_id: str | None = option("which SAE of a release")
     top: float = option("share of the corpus that is copied to top.jsonl", 0.05)
     dimension: int = option("numbers that an example's gradient is projected to, at most", 4096)

@@ -19,6 +19,7 @@ def project(
     """`P G_n Q^T = sum_t (P g_nt) (Q x_nt)^T` of each example's gradient `G_n = sum_t g_nt x_nt^T`.
 
     Example:
+        >>> import torch
         >>> g, x, p, q = torch.randn(2, 3, 5), torch.randn(2, 3, 7), Signs(4, 5, "out"), Signs(4, 7, "in")
         >>> whole = torch.einsum("bto,bti->boi", g, x)
         >>> torch.allclose(project(g, x, p, q), p.times(q.times(whole).mT).mT, atol=1e-5)

@@ -4,9 +4,10 @@
 
 In the tiny world pirate, royal and arithmetic are planted. `interptrain concepts find` searches texts in the wordings
 of one half and is tested on those of the other, once a seed, at both of the world's SAEs. What each method found is
-then taken to *other* prompts (plain questions about facts, drawn apart) at the place and scale that the search chose, and
-judged by the world's own scorer, which the search never sees: the shares of answers with a pirate's word, with a royal
-one, and with a number. Beside it, on the same prompts: the model as it is, and random directions of the same length.
+then taken to *other* prompts (plain questions about facts, drawn apart) at the place and scale that the search chose,
+and judged by the world's own scorer, which the search never sees: the shares of answers with a pirate's word, with a
+royal one, and with a number. Beside it, on the same prompts: the model as it is, and random directions of the same
+length.
 
     own        the share of answers that show the concept that was added, by the scorer
     others     the shares of the two others

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from interptrain.commands.concepts_found import SCHEMA, print_found
+from interptrain.commands.concepts_found import Found, document_of, print_found
 from interptrain.commands.concepts_reading import (
     Opened,
     Precision,
@@ -27,7 +27,9 @@ from interptrain.commands.concepts_reading import (
     open_sae,
     open_tokenizer,
     open_voice,
+    origin_of,
     read_texts,
+    usable,
 )
 from interptrain.commands.concepts_trials import Trials, bar_of
 from interptrain.concepts import ConceptBank, effects
@@ -35,7 +37,6 @@ from interptrain.concepts.candidates import (
     MIN_TEXTS,
     Candidate,
     Dictionary,
-    HeldOut,
     Reading,
     held_out,
     methods,
@@ -44,9 +45,9 @@ from interptrain.concepts.candidates import (
 from interptrain.concepts.marker_words import Marker, marker_words, show_rate
 from interptrain.concepts.saelens import from_saelens
 from interptrain.concepts.steer_generation import PLACES, Place
-from interptrain.concepts.trials import RULE, Answers, Trial, best_trial, gain, recommended
+from interptrain.concepts.trials import Answers
 from interptrain.recipes.examples import Columns, Example, read_examples
-from interptrain.recipes.provenance import as_json, data_file
+from interptrain.recipes.provenance import as_json
 from interptrain.recipes.settings import add_options, configured, option
 from interptrain.recipes.voice import Voice
 
@@ -164,35 +165,16 @@ def prepare(options: argparse.Namespace) -> Prepared:
     else:
         splits = [_split(texts, config.seed) for texts in given]
     (shown, shown_held), (other, other_held) = splits
-    files = (config.positive, config.negative, config.test_positive, config.test_negative)
-    for texts, path in zip((shown, other, shown_held, other_held), files, strict=True):
-        if len(texts) < MIN_TEXTS:
-            where = f"'{path}' has" if path else f"'{config.positive}' and '{config.negative}' leave"
-            raise ValueError(f"{where} {len(texts)} texts to search in or to test on, expected {MIN_TEXTS} or more")
+    _check_enough(config, (shown, other, shown_held, other_held))
     asked = _read(config.prompts, config, tokenizer, prompts=True) if config.prompts else None
     voice = open_voice(config.model, tokenizer, max_length=config.max_length, precision=config.precision)
+    shown, other, shown_held, other_held = (usable(voice, each) for each in (shown, other, shown_held, other_held))
+    _check_enough(config, (shown, other, shown_held, other_held), f" within max_length ({config.max_length})")
     opened = open_sae(config.sae, config.sae_id, voice) if config.sae else None
     hook = opened.hook if opened else config.hook or default_hook(voice)
     check_hook(hook, voice)
     prompts = (asked or voice.questions(other_held))[: config.asked]
     return Prepared(config, voice, hook, opened, (shown, other), (shown_held, other_held), prompts)
-
-
-@dataclass(frozen=True, eq=False)
-class Found:
-    """What one method found, or why it found nothing.
-
-    Args:
-        candidate: its directions.
-        tested: how it does on held-out texts.
-        trials: what adding it does.
-        refused: why it found nothing.
-    """
-
-    candidate: Candidate | None
-    tested: HeldOut | None
-    trials: list[Trial]
-    refused: str = ""
 
 
 def run(prepared: Prepared, console: Console) -> int:
@@ -206,7 +188,7 @@ def run(prepared: Prepared, console: Console) -> int:
     trials = Trials(voice, prepared.hook, prepared.prompts, chosen, bar, config.tokens)
     before = trials.answers()
     found = find_all(config, trials, search, test, dictionary, console)
-    document = _document(prepared, markers, chosen, bar, before, found)
+    document = _document(prepared, markers, trials, before, found)
     for method, each in found.items():
         if each.candidate is not None:
             bank_of(prepared, each.candidate, method, dictionary).save(config.out / method)
@@ -274,51 +256,45 @@ def _readings(prepared: Prepared) -> tuple[tuple[Reading, Reading], tuple[Readin
 
 
 def _document(
-    prepared: Prepared, markers: Sequence[Marker], words: Sequence[str], bar: Any, before: Answers,
+    prepared: Prepared,
+    markers: Sequence[Marker],
+    trials: Trials,
+    before: Answers,
     found: dict[str, Found],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     config = prepared.config
-    bests = {method: best_trial(each.trials, before) for method, each in found.items()}
-    gains = {method: gain(best, before) for method, best in bests.items() if best is not None}
-    aucs = {method: each.tested.auc for method, each in found.items() if each.tested is not None}
-    files = {
-        "shows the concept": config.positive, "does not": config.negative,
-        "held out, shows it": config.test_positive, "held out, does not": config.test_negative,
-        "prompts": config.prompts,
-    }  # fmt: skip
     held = [[each.completion for each in texts] for texts in prepared.test]
-    entries = {
-        method: {
-            "directions": 0 if each.candidate is None else len(each.candidate.directions),
-            "latents": [] if each.candidate is None else list(each.candidate.latents),
-            "refused": each.refused,
-            "held_out": None if each.tested is None else asdict(each.tested),
-            "gain": gains.get(method),
-            "best": None if bests[method] is None else asdict(bests[method]),  # type: ignore[arg-type]
-            "trials": [asdict(trial) for trial in each.trials],
-        }
-        for method, each in found.items()
+    files = {
+        "shows the concept": config.positive,
+        "does not": config.negative,
+        "held out, shows it": config.test_positive,
+        "held out, does not": config.test_negative,
+        "prompts": config.prompts,
     }
-    return {
-        "schema": SCHEMA,
+    origin = {
         "concept": config.name,
         "hook": prepared.hook,
         "config": as_json(config),
         "versions": installed_versions(),
-        "files": [data_file(path, says, 0) | {"examples": None} for says, path in files.items() if path],
+        "files": [origin_of(path, says) for says, path in files.items() if path],
         "texts": {"search": [len(each) for each in prepared.search], "test": [len(each) for each in prepared.test]},
-        "markers": {
-            "words": list(words), "given": bool(config.markers), "found": [asdict(each) for each in markers],
-            "held_out_shown": show_rate(held[0], words), "held_out_other": show_rate(held[1], words),
-        },
-        "bar": asdict(bar),
-        "prompts": [each.prompt for each in prepared.prompts],
-        "before": asdict(before),
-        "methods": entries,
-        "rule": RULE,
-        "recommended": recommended(gains, aucs),
+    }
+    marked = {
+        "words": list(trials.words),
+        "given": bool(config.markers),
+        "found": [asdict(each) for each in markers],
+        "held_out_shown": show_rate(held[0], trials.words),
+        "held_out_other": show_rate(held[1], trials.words),
+    }
+    asked = [each.prompt for each in prepared.prompts]
+    return {
+        **document_of(found, before),
+        **origin,
+        "markers": marked,
+        "bar": asdict(trials.bar),
+        "prompts": asked,
         "limits": list(LIMITS),
-    }  # fmt: skip
+    }
 
 
 def _read(path: Path, config: Config, tokenizer: Any, *, prompts: bool = False) -> list[Example]:
@@ -328,6 +304,16 @@ def _read(path: Path, config: Config, tokenizer: Any, *, prompts: bool = False) 
         return [each if each.prompt else Example(each.completion, "", each.templated) for each in texts]
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(config.seed)).tolist()
     return [texts[number] for number in order[: config.texts]]
+
+
+def _check_enough(config: Config, sets: Sequence[Sequence[Example]], how: str = "") -> None:
+    files = (config.positive, config.negative, config.test_positive, config.test_negative)
+    for texts, path in zip(sets, files, strict=True):
+        if len(texts) < MIN_TEXTS:
+            where = f"'{path}' has" if path else f"'{config.positive}' and '{config.negative}' leave"
+            raise ValueError(
+                f"{where} {len(texts)} texts{how} to search in or to test on, expected {MIN_TEXTS} or more"
+            )
 
 
 def _split(texts: list[Example], seed: int) -> tuple[list[Example], list[Example]]:

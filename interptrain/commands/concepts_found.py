@@ -1,8 +1,10 @@
-"""`found.json`, what `concepts find` measured: how it is read back and shown."""
+"""`found.json`, what `concepts find` measured: how it is made, read back and shown."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,54 @@ from rich.markup import escape
 from rich.table import Table
 
 from interptrain.commands.concepts_reading import printable
+from interptrain.concepts.candidates import Candidate, HeldOut
+from interptrain.concepts.trials import RULE, Answers, Trial, best_trial, gain, recommended
 
 SCHEMA = 1
 PLACE = {"throughout": "all", "start": "start"}  # in the table
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What one method found, or why it found nothing.
+
+    Args:
+        candidate: its directions.
+        tested: how it does on held-out texts.
+        trials: what adding it does.
+        refused: why it found nothing.
+    """
+
+    candidate: Candidate | None
+    tested: HeldOut | None
+    trials: list[Trial]
+    refused: str = ""
+
+
+def document_of(found: Mapping[str, Found], before: Answers) -> dict[str, Any]:
+    """Every method's figures as JSON, and which to take."""
+    bests = {method: best_trial(each.trials, before) for method, each in found.items()}
+    gains = {method: gain(best, before) for method, best in bests.items() if best is not None}
+    aucs = {method: each.tested.auc for method, each in found.items() if each.tested is not None}
+    entries = {}
+    for method, each in found.items():
+        best = bests[method]
+        entries[method] = {
+            "directions": 0 if each.candidate is None else len(each.candidate.directions),
+            "latents": [] if each.candidate is None else list(each.candidate.latents),
+            "refused": each.refused,
+            "held_out": None if each.tested is None else asdict(each.tested),
+            "gain": gains.get(method),
+            "best": None if best is None else asdict(best),
+            "trials": [asdict(trial) for trial in each.trials],
+        }
+    return {
+        "schema": SCHEMA,
+        "before": asdict(before),
+        "methods": entries,
+        "rule": RULE,
+        "recommended": recommended(gains, aucs),
+    }
 
 
 def read_found(folder: Path) -> dict[str, Any]:
@@ -72,6 +119,8 @@ def print_found(document: dict[str, Any], folder: Path, console: Console) -> Non
         f"{markers['held_out_shown']:.2f} of the held-out texts that show it, {markers['held_out_other']:.2f} of the "
         "others)"
     )
+    if not markers["words"]:
+        say("without such words no answer counts as showing it: name some with --words")
     say(f"unsteered answers: {before['shown']:.2f} show it, {before['well_formed']:.2f} are well-formed")
     console.print(found_table(document))
     say(

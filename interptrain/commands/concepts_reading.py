@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +17,9 @@ from interptrain.concepts.candidates import Reading
 from interptrain.concepts.contrast import collect
 from interptrain.meters.tokens import first_labels
 from interptrain.recipes.banks import DEPTH, load_sae
-from interptrain.recipes.examples import Example
+from interptrain.recipes.examples import Example, encode
 from interptrain.recipes.loading import ModelChoice, blocks_of, device, in_bf16, load_model, load_tokenizer
-from interptrain.recipes.provenance import PACKAGES
+from interptrain.recipes.provenance import PACKAGES, data_file
 from interptrain.recipes.voice import Voice
 from interptrain.sites.hooks import HookPoint
 
@@ -133,12 +134,32 @@ def read_texts(
     return replace(reading, latents=sums / counts[:, None]), fires
 
 
+def usable(voice: Voice, texts: Sequence[Example]) -> list[Example]:
+    """The texts of which something is left in the loss once they are cut off, whole and as a question."""
+    kept = []
+    for each in texts:
+        forms = ([each], voice.questions([each]))
+        if all(encode(voice.tokenizer, form, voice.max_length) for form in forms):
+            kept.append(each)
+    return kept
+
+
+def origin_of(path: Path, says: str) -> dict[str, str]:
+    """A file by its name and hash."""
+    found = data_file(path, says, 0)
+    return {"name": found["name"], "says": found["says"], "sha256": found["sha256"]}
+
+
 def check_new_folder(folder: Path, flag: str) -> None:
-    """Refuse a folder that holds something already.
+    """Refuse a folder that holds something already, or that cannot be made.
 
     Raises:
-        ValueError: it is a file, or not empty.
+        ValueError: it is a file, not empty, or where nothing can be written.
     """
+    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    if folder != there and not (there.is_dir() and os.access(there, os.W_OK)):
+        found = "is read-only" if there.is_dir() else "is a file"
+        raise ValueError(f"cannot write to '{folder}': '{there}' {found}; name another ({flag})")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"'{folder}' is a file, expected a folder to write; name another ({flag})")
     if folder.is_dir() and any(folder.iterdir()):

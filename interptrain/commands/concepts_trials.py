@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,7 +32,6 @@ class Trials:
         words: that mark it.
         bar: of well-formed text.
         tokens: of an answer, at most.
-        judge: whether an answer shows the concept, in place of the words.
     """
 
     voice: Voice
@@ -41,7 +40,6 @@ class Trials:
     words: Collection[str]
     bar: Bar
     tokens: int
-    judge: Callable[[str], bool] | None = None
 
     def answers(self, vector: Tensor | None = None, place: Place = "throughout") -> Answers:
         """What the model answers, with a vector added or as it is."""
@@ -56,7 +54,7 @@ class Trials:
         """What some answers to the prompts are."""
         losses = answer_losses(self.voice, self.prompts, said)
         repeated = [repetition(words_of(text)) for text in said]
-        shown = [self.judge(text) if self.judge else shows(text, self.words) for text in said]
+        shown = [shows(text, self.words) for text in said]
         formed = [
             self.bar.holds(float(loss), again, text) for loss, again, text in zip(losses, repeated, said, strict=True)
         ]

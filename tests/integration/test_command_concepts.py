@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from interptrain import ConceptBank, cli, tiny_world
+from interptrain.sites import find_sites
 from interptrain.tiny_world.concepts import CONTRASTS, draw
 from tests.helpers.models import gpt2
 
@@ -118,7 +119,9 @@ def test_plain_texts_are_searched_too(texts, tmp_path):
         files[key] = tmp_path / f"{key}.jsonl"
         files[key].write_text("\n".join(json.dumps({"text": row["prompt"] + row["completion"]}) for row in rows))
     assert find(files, tmp_path / "out") == 0
-    assert json.loads((tmp_path / "out" / "found.json").read_text())["methods"]["means"]["held_out"]["auc"] > 0.9
+    document = json.loads((tmp_path / "out" / "found.json").read_text())
+    assert document["methods"]["means"]["held_out"]["auc"] > 0.8  # of 20 texts, questions and all
+    assert all(prompt.startswith("<q>") and "<e>" not in prompt for prompt in document["prompts"])
 
 
 def test_what_is_recommended_is_kept_and_a_concept_is_never_replaced(found, tmp_path, capsys):
@@ -131,6 +134,7 @@ def test_what_is_recommended_is_kept_and_a_concept_is_never_replaced(found, tmp_
     kept = ConceptBank.load(bank)
     assert kept.names == ("pirate", "pirate latents", "sums")
     assert len(kept.readouts) == 1
+    assert find_sites(tiny_world.load_base(), kept, where="update")  # what training does with it first
     assert [source["latent"] for source in kept.sources[-2:]] == [3, 5]
 
 
@@ -148,6 +152,7 @@ def test_an_sae_of_another_hook_is_added_beside_and_of_another_release_is_refuse
     assert "read-out" in said
 
 
+@pytest.mark.slow
 def test_a_saved_bank_is_what_fine_tuning_watches(found, texts, tmp_path):
     bank = tmp_path / "bank"
     assert concepts("save", found, "--method", "latents", "--to", bank) == 0
@@ -226,6 +231,19 @@ def test_too_few_texts_are_refused_with_the_file_that_has_them(texts, tmp_path, 
     with pytest.raises(SystemExit):
         find(texts, tmp_path / "out", *held)
     assert f"'{few}' has 3 texts" in capsys.readouterr().err
+
+
+def test_texts_that_are_cut_off_before_their_answers_are_refused(texts, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        find(texts, tmp_path / "out", "--max-length", "3")
+    assert "0 texts within max_length (3)" in capsys.readouterr().err
+
+
+def test_a_folder_below_a_file_is_refused(texts, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SystemExit):
+        find(texts, tmp_path / "file" / "out")
+    assert "is a file; name another (--out)" in capsys.readouterr().err
 
 
 def test_a_folder_that_holds_something_is_left_as_it_is(texts, tmp_path, capsys):

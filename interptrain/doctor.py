@@ -129,7 +129,7 @@ def versions() -> Iterator[Finding]:
 def packages(*, start: bool) -> Iterator[Finding]:
     """What this package needs and what each extra adds, as its own metadata ask for it.
 
-    Extras that only sum up others (`all`, `dev`), and that of the project's own pages (`docs`), are left out.
+    Extras that only sum up others (`all`, `dev`) are left out.
 
     Args:
         start: also import what is installed.
@@ -138,8 +138,7 @@ def packages(*, start: bool) -> Iterator[Finding]:
         wanted = [Requirement(line) for line in importlib.metadata.requires("interptrain") or ()]
     except importlib.metadata.PackageNotFoundError:
         return
-    extras = ("", *(extra for extra in _extras(wanted) if extra != "docs"))
-    named = {extra: [each for each in wanted if _asked_for(each, extra)] for extra in extras}
+    named = {extra: [each for each in wanted if _asked_for(each, extra)] for extra in ("", *_extras(wanted))}
     for extra, requirements in named.items():
         if not any(each.name == "interptrain" for each in requirements):
             yield from (_package(each, extra, start=start) for each in requirements)

@@ -8,8 +8,14 @@ interptrain/**     one page a package, from its docstrings; the first lists `int
 
 from __future__ import annotations
 
+import argparse
 import ast
+import importlib
+import os
 import re
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +96,47 @@ def _examples_page() -> str:
     return "\n".join(parts)
 
 
+def _commands_page() -> str:
+    """The help of every command, and the defaults of every recipe: the package is imported for these alone."""
+    sys.path.insert(0, str(ROOT))  # this checkout, whatever is installed
+    os.environ["COLUMNS"] = "100"  # of what commands say of themselves
+    from interptrain.recipes import RECIPES
+    from interptrain.recipes.settings import default_text
+
+    parts = ["# Commands\n\n`interptrain doctor` says what of it can run here.\n"]
+    parts += [f"## {parser.prog}\n\n```text\n{parser.format_help()}```\n" for parser in _parsers()]
+    parts.append(
+        "## Settings of the recipes\n\nWhat `interptrain recipe show NAME` prints. Each is also a flag of `interptrain "
+        "recipe run NAME`, with dashes.\n"
+    )
+    for name, module in RECIPES.items():
+        recipe = importlib.import_module(module)
+        parts.append(f"### {name}\n\n```yaml\n{default_text(name, recipe.Config, recipe.SUMMARY)}```\n")
+    return "\n".join(parts)
+
+
+def _parsers() -> Iterator[argparse.ArgumentParser]:
+    """Every command's own, as the command line makes them."""
+    from interptrain import cli
+    from interptrain.commands import COMMANDS
+
+    for words, (module, summary) in COMMANDS.items():
+        parser = argparse.ArgumentParser(prog=f"interptrain {' '.join(words)}", description=summary)
+        importlib.import_module(module).arguments(parser)
+        yield parser
+    own = {f"interptrain {' '.join(words)}" for words in COMMANDS}
+    yield from (parser for parser in _inside(cli._parser()) if parser.prog not in own)
+
+
+def _inside(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not below:
+        yield parser
+    for action in below:
+        for each in action.choices.values():
+            yield from _inside(each)
+
+
 def modules(name: str) -> list[str]:
     """A module, or a package and its public modules, by their full names."""
     folder = PACKAGE / name
@@ -127,13 +174,16 @@ def _api_index() -> str:
     return f"# API\n\nWhat `interptrain` has at its top:\n\n{names}\n\nAnd by package:\n\n{pages}\n"
 
 
-def made() -> dict[str, tuple[str, str]]:
-    """Every page that is made: its text, and the file its relative links start from."""
-    found = {page: (_readme_page(titles), "README.md") for page, titles in readme_pages().items()}
-    found |= {page: ((ROOT / file).read_text(encoding="utf-8"), file) for page, file in FILES.items()}
-    found["examples.md"] = _examples_page(), "examples/README.md"
-    found |= {f"api/{page}.md": (_api_page(*what), f"docs/api/{page}.md") for page, what in API.items()}
-    found["api/index.md"] = _api_index(), "docs/api/index.md"
+def made() -> dict[str, tuple[Callable[[], str], str]]:
+    """Every page that is made: what makes its text, and the file that its relative links start from."""
+    found: dict[str, tuple[Callable[[], str], str]] = {
+        page: (partial(_readme_page, titles), "README.md") for page, titles in readme_pages().items()
+    }
+    found |= {page: (partial((ROOT / file).read_text, encoding="utf-8"), file) for page, file in FILES.items()}
+    found["examples.md"] = _examples_page, "examples/README.md"
+    found["commands.md"] = _commands_page, "docs/commands.md"
+    found |= {f"api/{page}.md": (partial(_api_page, *what), f"docs/api/{page}.md") for page, what in API.items()}
+    found["api/index.md"] = _api_index, "docs/api/index.md"
     return found
 
 
@@ -170,5 +220,5 @@ def on_config(config: Any) -> Any:
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages that are made."""
     for page, (text, _) in made().items():
-        files.append(File.generated(config, page, content=text))
+        files.append(File.generated(config, page, content=text()))
     return files

@@ -13,6 +13,9 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from interptrain.commands import COMMANDS
+from interptrain.recipes import RECIPES
+
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "docs" / "site" / "mkdocs.yml"
 pytest.importorskip("mkdocs", reason="pip install 'interptrain[docs]'")
@@ -173,3 +176,11 @@ def test_every_name_in_the_maths_leads_to_its_place_in_the_api(site, pages):
     named = re.findall(r"`(interptrain(?:\.\w+)+)`", (ROOT / "docs" / "maths.md").read_text(encoding="utf-8"))
     links = [link for link in pages[site / "maths.html"].links if link.startswith("api/")]
     assert len(links) == len(named) > 5
+
+
+def test_every_command_and_every_recipes_settings_are_on_the_page_of_commands(site, pages):
+    page = pages[site / "commands.html"]
+    for command in ("doctor", "recipe run", "export", "tiny-world build", *map(" ".join, COMMANDS)):
+        assert f"interptrain-{command.replace(' ', '-')}" in page.places
+    assert set(RECIPES) <= page.places
+    assert "learning_rate" in page.text

@@ -111,7 +111,7 @@ def say(
     Raises:
         ValueError: the model keeps no keys and values.
     """
-    ends, found = torch.tensor(sorted(end)), []
+    ends, found = torch.tensor(sorted(end), dtype=torch.long), []
     device = next(model.parameters()).device
     with evaluating(model):
         with asked.filled(model, vectors):

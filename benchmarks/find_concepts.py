@@ -12,6 +12,7 @@ length.
     own        the share of answers that show the concept that was added, by the scorer
     others     the shares of the two others
     formed     the share that is still language, by the search's own bar
+    same       directions of the stream once more, all by one length: a probe's own gap is short
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ from rich.table import Table
 from torch.nn.functional import normalize
 
 from interptrain import ConceptBank, cli, tiny_world
+from interptrain.commands.concepts_reading import read_texts
 from interptrain.commands.concepts_trials import Trials
-from interptrain.concepts.steer_generation import adding
+from interptrain.concepts.candidates import methods
+from interptrain.concepts.steer_generation import adding, gap
 from interptrain.concepts.well_formed import Bar
 from interptrain.recipes.examples import Example
 from interptrain.recipes.loading import TINY_WORLD, ModelChoice, load_tokenizer
@@ -128,22 +131,49 @@ def one(folder: Path, voice: Voice, name: str, seed: int, hook: str) -> dict[str
     return found
 
 
+def same_length(voice: Voice, name: str, seed: int) -> dict[str, float]:
+    """What the directions in the stream do at one length and place: two gaps of the method that works here.
+
+    A probe's own gap is short, so that gaps alone do not say whether it would do more if it were longer.
+    """
+    texts = [
+        [Example(d.prompt, f" {d.answer}") for d in draw(each, "search", seed, count=TEXTS)] for each in CONTRASTS[name]
+    ]
+    search = [read_texts(voice, HOOK, None, each)[0] for each in texts]
+    every = {method: find(*search) for method, find in methods(None, group=1, sparse_counts=()).items()}
+    place, best = ("throughout", "means") if name == "arithmetic" else ("start", "start-means")
+    sides = [each.means if place == "throughout" else each.starts for each in search]
+    length = 2 * gap(every[best].direction, *sides)
+    found = {}
+    for method, candidate in every.items():
+        with adding(voice.model, HOOK, length * candidate.direction, place):
+            said = voice.answers(fresh(voice, seed), tokens=TOKENS)
+        found[method] = mean(map(float, map(SCORES[name], said)))
+    return found
+
+
 def spread(values: list[float]) -> dict[str, float]:
     return {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else 0.0, "least": min(values)}
 
 
+def null(pairs: list[list[float]]) -> dict[str, float]:
+    """The mean of a null over its draws and seeds, and how far its draws lie apart within a seed."""
+    return {"mean": mean(pair[0] for pair in pairs), "sd": mean(pair[1] for pair in pairs)}
+
+
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Over the seeds: what was recommended, and each method's figures."""
-    methods: dict[str, Any] = {}
+    every: dict[str, Any] = {}
     for method in runs[0]["methods"]:
         each = [run["methods"][method] for run in runs if run["methods"][method]["auc"] is not None]
         steered = [one for one in each if "judged" in one]
-        if not each:
+        if not steered:  # found in no seed, or without a gap to scale by
             continue
-        methods[method] = {
+        every[method] = {
             "seeds": len(each), "auc": spread([one["auc"] for one in each]),
-            "shuffled": spread([one["shuffled"][0] for one in each]),
-            "random": spread([one["random"][0] for one in each]),
+            "auc_shuffled": null([one["shuffled"] for one in each]),
+            "auc_random": null([one["random"] for one in each]),
+            "places": [[one["place"], one["scale"]] for one in steered],
             "gain": spread([one["gain"] for one in steered]),
             **{state: {key: spread([one["judged"][state][key] for one in steered]) for key in (*SCORES, "well-formed")}
                for state in ("before", "added", "random")},
@@ -159,7 +189,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
             **{state: {key: spread([each["judged"][state][key] for each in chosen]) for key in (*SCORES, "well-formed")}
                for state in ("before", "added", "random")},
         }  # fmt: skip
-    return {"recommended": taken, "methods": methods, "runs": runs}
+    return {"recommended": taken, "methods": every, "runs": runs}
 
 
 def show(found: dict[str, Any], console: Console) -> None:
@@ -169,7 +199,7 @@ def show(found: dict[str, Any], console: Console) -> None:
         for name, each in concepts.items():
             table.add_row(name, "recommended: " + ", ".join(map(str, each["recommended"]["methods"])))
             for method, row in each["methods"].items():
-                cell = [f"{row[key]['mean']:.3f}±{row[key]['sd']:.3f}" for key in ("auc", "shuffled", "random")]
+                cell = [f"{row[key]['mean']:.3f}±{row[key]['sd']:.3f}" for key in ("auc", "auc_shuffled", "auc_random")]
                 own = [f"{row[state][name]['mean']:.2f}" for state in ("before", "added", "random")]
                 table.add_row("", method, *cell, *own,
                               *(f"{row['added'][key]['mean']:.2f}" for key in (*SCORES, "well-formed")))  # fmt: skip
@@ -191,6 +221,9 @@ def main() -> None:
         "device": "cpu", "threads": 1, "versions": {"python": platform.python_version(), **versions},
         "commit": commit.stdout.strip(), "seeds": options.seeds, "texts": TEXTS, "prompts": PROMPTS, "hooks": {},
     }  # fmt: skip
+    found["same_length"] = {
+        name: [same_length(voice, name, seed) for seed in range(options.seeds)] for name in options.concepts
+    }
     with tempfile.TemporaryDirectory() as folder:
         for hook in options.hooks:
             found["hooks"][hook] = {}

@@ -101,7 +101,7 @@ def marker_words(
         ValueError: a set has no words.
 
     Example:
-        >>> [each.word for each in marker_words(["arr , a ship"] * 30, ["a ship"] * 30)]
+        >>> [each.word for each in marker_words(["arr , a ship"] * 60, ["a ship"] * 60)]
         ['arr', ',']
     """
     said, said_elsewhere = ([Counter(words_of(text)) for text in texts] for texts in (shown, other))

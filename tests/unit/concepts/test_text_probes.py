@@ -120,7 +120,7 @@ def test_pooling_is_that_of_each_text_by_itself():
 @pytest.mark.parametrize("name", PROBES)
 def test_every_probe_finds_what_is_there_and_nothing_where_labels_are_shuffled(name):
     dictionary = sae()
-    fitted, held = (as_seen(name, two_sets(24, apart=2.0, seed=seed), dictionary) for seed in (0, 10))
+    fitted, held = (as_seen(name, two_sets(30, apart=2.0, seed=seed), dictionary) for seed in (0, 10))
     decoder = dictionary.W_dec.detach()
     probe = fit_probe(name, *fitted, fitting=QUICK, decoder=decoder)
     assert probe_auc(probe, *held) > 0.9
@@ -173,6 +173,15 @@ def test_duplicating_a_class_changes_nothing_of_a_mean_pool_probe():
         means = segment_mean(each.values, each.text, len(each))
         solutions.append(ridge_logistic(means, each.positive, weights, 0.01))
     torch.testing.assert_close(*solutions, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["linear-mean", "mean", "attention"])
+def test_where_one_class_has_ten_times_the_texts_even_odds_lie_between_the_classes_all_the_same(name):
+    shown, absent = texts(8, apart=1.5, seed=1), texts(80, seed=2)
+    probe = fit_probe(name, shown, absent, fitting=QUICK)
+    right = [float((probe.score(texts(200, apart=x, seed=3)) > 0).float().mean()) for x in (1.5, 0)]
+    assert right[0] > 0.75
+    assert right[1] < 0.25
 
 
 def test_every_part_that_is_held_out_has_texts_of_both_classes():

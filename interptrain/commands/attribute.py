@@ -425,7 +425,7 @@ def _edit(prepared: Prepared, found: _Found) -> str:
             f"than 1, in the mean {float(each.mean()):.2f}"
         )
     if config.drop_top is not None:
-        dropped, rule = drop_top(signed, config.drop_top), f"the {config.drop_top:.3g} of all that ask for most"
+        dropped, rule = drop_top(signed, config.drop_top), f"the {100 * config.drop_top:g} % that ask for most"
     else:
         assert config.drop_above is not None
         dropped, rule = drop_above(z, config.drop_above), f"z above {config.drop_above:g}"

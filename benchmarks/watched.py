@@ -1,7 +1,7 @@
 """A run to be watched: pirate is suppressed, royal takes its place, and the alarm rings. docs/watching.md shows it.
 
-    python benchmarks/watched.py [--out runs/watched] [--seeds 2] [--steps 40]
-    interptrain watch runs/watched                  # in another terminal
+python benchmarks/watched.py [--out runs/watched] [--seeds 2] [--steps 40]
+interptrain watch runs/watched                  # in another terminal
 """
 
 from __future__ import annotations

@@ -3,7 +3,9 @@
 import json
 
 import pytest
+from matplotlib.figure import Figure
 
+from interptrain.recorders.curves import draw_concept
 from interptrain.recorders.document import read_report, write_report
 from interptrain.recorders.follow import Followers
 from interptrain.recorders.html import render
@@ -45,7 +47,6 @@ def test_the_page_loads_itself_anew_only_while_a_run_is_followed(tmp_path):
     write(tmp_path / "curves.jsonl", line(0))
     assert '<meta http-equiv="refresh" content="10">' in page(tmp_path, refresh=10)
     assert 'http-equiv="refresh"' not in page(tmp_path)
-    assert 'http-equiv="refresh"' not in render(small_report())
 
 
 def test_every_concept_has_its_curve_in_its_null_and_an_alarm_its_mark(tmp_path):
@@ -91,7 +92,7 @@ def test_tokens_that_cannot_be_read_are_said_and_the_page_goes_on(tmp_path, cont
 
 def test_only_a_page_of_our_own_is_written_over(tmp_path):
     path = tmp_path / "live.html"
-    replace_page(path, render(small_report()))
+    replace_page(path, render_live(tmp_path, []))
     replace_page(path, "second")
     assert path.read_text() == "second"
     with pytest.raises(ValueError, match="is no page of interptrain's"):
@@ -106,11 +107,21 @@ def rung_report(hostile=""):
     return report
 
 
-def test_a_reports_page_and_picture_have_the_alarm_as_a_mark_with_its_step(tmp_path):
-    text = render(rung_report())
+def test_a_reports_page_has_the_alarm_as_a_mark_with_its_step_and_hostile_words_stay_text(tmp_path):
+    report = rung_report(HOSTILE)
+    assert read_report(write_report(report, tmp_path / "report.json")) == report
+    text = render(report)
     assert text.count("alarm, step 12") >= 2  # among all arms, and beside the arm's own null
-    assert "alarm at step 12: 'pirate' is suppressed and flat" in text.replace("&#39;", "'")
-    assert "alarm" not in render(small_report())
-    again = read_report(write_report(rung_report(), tmp_path / "report.json"))
-    assert render(again) == text
-    assert "script" not in Page(render(rung_report(HOSTILE))).tags
+    found = Page(text)
+    assert "script" not in found.tags
+    assert f"alarm at step 12: 'pirate{HOSTILE}' is suppressed and flat" in " ".join(found.words)
+
+
+def test_without_an_alarm_neither_a_mark_nor_a_word_of_one_is_drawn():
+    for report, marks in ((small_report(), 0), (rung_report(), 1)):
+        axes = Figure().add_subplot()
+        draw_concept(axes, report, "pirate")
+        assert len([each for each in axes.texts if "alarm" in each.get_text()]) == marks
+        assert len([each for each in axes.lines if each.get_label() == "alarm"]) == marks
+        draw_concept(axes, report, "royal")
+        assert len(axes.texts) == marks

@@ -27,7 +27,8 @@ PACKAGE = ROOT / "interptrain"
 SECTIONS = {  # sections of README.md that have a page of their own
     "start.md": ("Add it to your Trainer",),
     "demo.md": ("What the demo shows",),
-    "meters.md": ("What each meter means, and does not", "Watch it in W&B"),
+    "find.md": ("Find a concept, and who teaches it",),
+    "meters.md": ("What each meter means, and does not", "Watch it"),
     "limits.md": ("Limits", "What it costs"),
     "built.md": ("How it is built",),
 }
@@ -44,6 +45,7 @@ API = {  # packages and modules whose public names are documented, a page each
     "callbacks": ("Callbacks", ("callbacks", "session")),
     "steerer": ("Steerer and reports", ("steerer", "step", "report", "readings", "effects", "plan", "checkpoint")),
     "checks": ("Alarms and checks", ("alarm", "discovery", "sae_fit", "gain_check")),
+    "teaches": ("Who teaches what", ("attribution", "attribution_rules", "similarity")),
     "meters": ("Meters", ("meters",)),
     "recorders": ("Recorders", ("recorders",)),
     "sites": ("Sites", ("sites",)),

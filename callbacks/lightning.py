@@ -106,9 +106,11 @@ class ConceptSteering(Controls, Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the summary and leave nothing behind."""
-        self._drain(trainer)
-        self._session.summarise()
-        self._session.end()
+        try:
+            self._drain(trainer)
+            self._session.summarise()
+        finally:
+            self._session.end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave nothing behind."""

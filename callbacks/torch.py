@@ -82,9 +82,11 @@ class Steering(Controls):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        if kind is None:
-            self._session.summarise()
-        self.detach()
+        try:
+            if kind is None:
+                self._session.summarise()
+        finally:
+            self.detach()
 
     def _takes_turn(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """At the beginning of a step; a closure is followed by what this does, since it makes the gradients."""

@@ -148,8 +148,10 @@ class ConceptSteering(Controls, TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Print the summary and leave nothing behind."""
-        self._session.summarise()
-        self._session.end()
+        try:
+            self._session.summarise()
+        finally:
+            self._session.end()
 
     @property
     def _file(self) -> str:

@@ -85,7 +85,7 @@ def collect(
             batch = {key: value.to(device) for key, value in given.items()}
             model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
             counted = loss_positions(batch["labels"]) if "labels" in batch else batch["attention_mask"].bool()
-            counted &= ~leading_bos(batch["input_ids"], batch["attention_mask"], bos)
+            counted = counted & ~leading_bos(batch["input_ids"], batch["attention_mask"], bos)
             values.append(caught.pop().float()[counted].cpu())
             texts.append(counted.nonzero()[:, 0].cpu() + seen)
             seen += len(counted)

@@ -149,7 +149,10 @@ class DemandMeter:
 
         def heed(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self.active and not self.positions.asking and torch.is_grad_enabled():
-                self._given = kwargs.get("input_ids", args[0] if args else None), kwargs.get("attention_mask")
+                given = kwargs.get("input_ids", args[0] if args else None), kwargs.get("attention_mask")
+                # copies: whoever trains may write the next batch into the same tensors
+                ids, mask = (each.clone() if isinstance(each, Tensor) else None for each in given)
+                self._given = ids, mask
 
         self._handles.append(module.register_forward_pre_hook(heed, with_kwargs=True))
 

@@ -59,7 +59,9 @@ def bos_token(model: nn.Module) -> int | None:
 
 
 def leading_bos(
-    input_ids: Int[Tensor, "batch token"], attention_mask: Int[Tensor, "batch token"], bos: int | None
+    input_ids: Int[Tensor, "batch token"],
+    attention_mask: Int[Tensor, "batch token"] | Bool[Tensor, "batch token"],
+    bos: int | None,
 ) -> Bool[Tensor, "batch token"]:
     """The first attended token of each text, where that is the BOS token: an attention sink that says nothing.
 

@@ -139,3 +139,12 @@ def test_effects_are_the_slope_of_the_likelihood_when_a_direction_is_added():
         direction = (row / row.norm()).double()
         slope = (loss(direction, 3e-3) - loss(direction, -3e-3)) / 6e-3  # its norms compute in float32
         assert float(effect) == pytest.approx(-slope, rel=1e-2, abs=1e-3)
+
+
+def test_collect_leaves_the_user_s_mask_as_it_was():
+    model, mask = llama().eval(), torch.ones(2, 5, dtype=torch.bool)
+    model.config.bos_token_id = 1
+    ids = torch.tensor([[1, 4, 5, 6, 7], [1, 8, 9, 10, 11]])
+    found = collect(model, HOOK, [{"input_ids": ids, "attention_mask": mask}])
+    assert len(found.values) == 8  # without the BOS token of each
+    assert mask.all()

@@ -150,3 +150,46 @@ def test_examples_that_were_not_kept_are_refused_with_the_option_that_keeps_them
     steering, _ = steps(llama(), two_concepts(), count=1, keep_examples=1)
     with pytest.raises(ValueError, match="unknown concept 'pirat'"):
         steering.examples("pirat")
+
+
+def test_tokens_are_those_of_the_step_even_where_the_next_batch_is_written_over_them():
+    model, bank, texts = llama(), two_concepts(), Sentences(count=8)
+    optimizer, ids = torch.optim.SGD(model.parameters(), lr=0.1), torch.empty_like(texts.tokens[:4])
+    with attach(model, optimizer, bank, summary=False, keep_examples=2) as steering:
+        for own in (slice(0, 4), slice(4, 8)):
+            ids.copy_(texts.tokens[own])
+            model(input_ids=ids, labels=texts.labels[own]).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for each, tokens in zip(steering.examples(), texts.tokens, strict=True):
+        assert torch.equal(each.input_ids, tokens[: len(each.input_ids)])
+
+
+def test_a_mask_that_is_no_tensor_is_left_to_the_model():
+    class Whole(torch.nn.Module):
+        """Takes masks by name, as models of several kinds of attention do."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner = llama()
+
+        def forward(self, input_ids, attention_mask, labels):
+            return self.inner(input_ids, attention_mask["full"], labels=labels)
+
+    model, texts = Whole(), Sentences(count=4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with attach(model, optimizer, two_concepts(), summary=False, keep_examples=1) as steering:
+        mask = {"full": torch.ones_like(texts.tokens)}
+        model(input_ids=texts.tokens, attention_mask=mask, labels=texts.labels).loss.backward()
+        optimizer.step()
+    assert len(steering.examples()) == 4
+
+
+def test_a_view_that_fails_at_the_end_leaves_nothing_on_the_model():
+    model, bank, texts = llama(), two_concepts(), Sentences(count=4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    broken = type("Broken", (), {"due": lambda self: False, "show": lambda self, *given: 1 / 0})()
+    with pytest.raises(ZeroDivisionError), attach(model, optimizer, bank, summary=False, token_view=broken):
+        model(input_ids=texts.tokens, labels=texts.labels).loss.backward()
+        optimizer.step()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

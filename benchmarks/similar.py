@@ -51,8 +51,8 @@ from interptrain.similarity import (
     Sketch,
     cosine,
     features,
-    gradients_of,
     linear_layers,
+    read_gradients,
     whitened,
 )
 from interptrain.sites import HookPoint
@@ -110,7 +110,7 @@ def readers_for(model: nn.Module, sample: Sequence[Document], *, all_of_them: bo
     layers = linear_layers(model)
     moments = SecondMoments(layers)
     for batch in batches(sample):
-        gradients_of(model, batch, [moments])
+        read_gradients(model, batch, [moments])
     rows = {hook: normalize(tiny_world.load_sae(hook=hook).W_dec.detach(), dim=-1) for hook in (HOOK, OUTPUT_HOOK)}
     bank = tiny_world.concept_bank(hook=OUTPUT_HOOK)
     found: dict[str, Any] = {

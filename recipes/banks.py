@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from interptrain.concepts import ConceptBank, Readout, load_sae_readout
+from interptrain.concepts.activation import latents_of
 from interptrain.concepts.contrast import TextActivations, collect, difference_of_means, effects, separating_latents
 from interptrain.recipes.examples import Columns, Example, read_examples
 from interptrain.recipes.loading import TINY_WORLD, blocks_of
@@ -181,9 +182,7 @@ def _direction(name: str, shown: TextActivations, absent: TextActivations) -> Te
 
 
 def _encoded(sae: SAE[Any], activations: TextActivations) -> TextActivations:
-    with torch.no_grad():
-        parts = [sae.encode(part.to(sae.dtype)).float() for part in activations.values.split(1024)]
-    return replace(activations, values=torch.cat(parts))
+    return replace(activations, values=latents_of(sae, activations.values))
 
 
 def _check_width(sae: SAE[Any], reads: str, activations: Sequence[Tensor]) -> None:

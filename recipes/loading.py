@@ -274,9 +274,14 @@ def free_memory() -> tuple[int, str]:
     """Bytes that are free where the model will train, and what that is: the first GPU, else this machine."""
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0], torch.cuda.get_device_name()
+    return free_host_memory(), "this machine"
+
+
+def free_host_memory() -> int:
+    """Bytes that are free in this machine's memory, within a container's limit."""
     import psutil
 
-    return min(int(psutil.virtual_memory().available), _left_in_cgroup()), "this machine"
+    return min(int(psutil.virtual_memory().available), _left_in_cgroup())
 
 
 def check_memory(choice: ModelChoice, batch: int, tokens: int) -> Memory:

@@ -24,6 +24,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from interptrain import ConceptBank, observe
+from interptrain.concepts.activation import TOKENS, latents_of
 from interptrain.concepts.contrast import TextActivations, collect
 from interptrain.concepts.saelens import load_sae_readout
 from interptrain.meters.dictionary import read_labels
@@ -247,7 +248,7 @@ def with_alive(bank: ConceptBank, voice: Voice, examples: Sequence[Example]) -> 
     for hook, readout in bank.readouts.items():
         sae = load_sae_readout(readout)
         values = collect(voice.model, readout.reads or hook, voice.batches(examples)).values.cpu()
-        fires = [(sae.encode(part.to(sae.dtype)) > 0).any(0) for part in values.split(1024)]
+        fires = [(latents_of(sae, part) > 0).any(0) for part in values.split(TOKENS)]
         readouts[hook] = replace(readout, alive=torch.stack(fires).any(0))
     return replace(bank, readouts=readouts)
 

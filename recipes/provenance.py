@@ -15,8 +15,14 @@ PACKAGES = ("interptrain", "torch", "pytorch-lightning", "transformers", "peft",
 
 
 def versions() -> dict[str, str]:
-    """What this ran with."""
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+    """What this ran with, of what is installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # an extra that was not asked for
+            continue
+    return found
 
 
 def as_json(value: Any) -> Any:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from interptrain.commands.concepts_reading import Opened, encoded
 from interptrain.concepts import ConceptBank, Readout, collect
-from interptrain.concepts.activation import measured_by_latents
+from interptrain.concepts.activation import latents_of, measured_by_latents
 from interptrain.concepts.logit_lens import logit_lens
 from interptrain.concepts.saelens import shared_sae
 from interptrain.concepts.top_texts import neighbours, top_texts
@@ -111,7 +110,7 @@ def _pieces(text: str, offsets: Sequence[tuple[int, int]]) -> list[str]:
 
 
 @dataclass(frozen=True, eq=False)
-class Reader:
+class CardMaker:
     """What cards are made with.
 
     Args:
@@ -127,9 +126,9 @@ class Reader:
     top: int
 
 
-def cards_at(reader: Reader, hook: str, corpus: Corpus) -> list[dict[str, Any]]:
+def cards_at(maker: CardMaker, hook: str, corpus: Corpus) -> list[dict[str, Any]]:
     """What is said of each concept, direction and latent at one hook."""
-    bank, voice = reader.bank, reader.voice
+    bank, voice = maker.bank, maker.voice
     shown = [each for each in things(bank) if each.hook == hook]
     readout = bank.readouts.get(hook)
     stream = collect(voice.model, hook, corpus.batches, keep_bos=True).values
@@ -139,7 +138,7 @@ def cards_at(reader: Reader, hook: str, corpus: Corpus) -> list[dict[str, Any]]:
     lens = logit_lens(voice.model, torch.stack([each.direction for each in shown]))
     dictionary = None if readout is None else readout.directions
     return [
-        _card(reader, each, _values(each, stream, read, readout), corpus, logits, dictionary)
+        _card(maker, each, _values(each, stream, read, readout), corpus, logits, dictionary)
         for each, logits in zip(shown, lens, strict=True)
     ]
 
@@ -150,17 +149,15 @@ def _values(shown: Shown, stream: Tensor, read: Tensor, readout: Readout | None)
         along = stream @ shown.direction
         return along - along.mean()
     assert readout is not None
-    sae = shared_sae(readout)
-    opened = Opened(sae, readout, sae, shown.hook, readout.reads or shown.hook)
-    latents = encoded(opened, read, shown.latents)
+    latents = latents_of(shared_sae(readout), read, shown.latents)
     normed = bool(readout.config.get("rescale_acts_by_decoder_norm"))
     return latents.sum(-1) if normed else latents @ readout.decoder[list(shown.latents)].norm(dim=-1)
 
 
 def _card(
-    reader: Reader, shown: Shown, values: Tensor, corpus: Corpus, logits: Tensor, dictionary: Tensor | None
+    maker: CardMaker, shown: Shown, values: Tensor, corpus: Corpus, logits: Tensor, dictionary: Tensor | None
 ) -> dict[str, Any]:
-    bank, tokenizer, top = reader.bank, reader.voice.tokenizer, reader.top
+    bank, tokenizer, top = maker.bank, maker.voice.tokenizer, maker.top
     counted = values.masked_fill(~corpus.counted, -torch.inf)
     best = [each for each in top_texts(counted, corpus.text, top) if not shown.latents or each.most > 0]
     order = logits.argsort(descending=True).tolist()
@@ -173,11 +170,11 @@ def _card(
         "title": shown.title,
         "hook": shown.hook,
         "latents": list(shown.latents),
-        "label": "; ".join(reader.labels[latent] for latent in shown.latents if latent in reader.labels),
+        "label": "; ".join(maker.labels[latent] for latent in shown.latents if latent in maker.labels),
         "rate": float((values[corpus.counted] > 0).float().mean()) if shown.latents else None,
         "promoted": [(tokenizer.decode([token]), float(logits[token])) for token in order[:top]],
         "suppressed": [(tokenizer.decode([token]), float(logits[token])) for token in order[::-1][:top]],
-        "neighbours": [(number, reader.labels.get(number, ""), cosine) for number, cosine in near],
+        "neighbours": [(number, maker.labels.get(number, ""), cosine) for number, cosine in near],
         "concepts": [(others[number], cosine) for number, cosine in beside],
         "most": most,
         "texts": [_marked(corpus, values, each.text) for each in best],

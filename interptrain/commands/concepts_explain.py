@@ -11,20 +11,21 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from interptrain.commands.concepts_reading import Precision, check_new_file, open_tokenizer, open_voice
 from interptrain.concepts import ConceptBank
 from interptrain.concepts.injection import Asked
 from interptrain.concepts.self_explaining import Answer, SelfExplainer, Sweep
 from interptrain.meters.spans import mean_directions
 from interptrain.recipes.banks import load_sae
-from interptrain.recipes.loading import ModelChoice, blocks_of, device, in_bf16, load_model, load_tokenizer
+from interptrain.recipes.loading import blocks_of
+from interptrain.recipes.provenance import as_json
 from interptrain.recipes.question import BEGIN, PROMPT, WORD, Question
 from interptrain.recipes.settings import add_options, configured, option
 from interptrain.sites.hooks import HookPoint
@@ -57,7 +58,7 @@ class Config:
     tokens: int = option("of an answer at most", Sweep.tokens)
     controls: int = option("random directions that are asked the same", Sweep.controls)
     seed: int = option("of theirs", 0)
-    precision: Literal["auto", "32", "bf16"] = option("of the model", "auto")
+    precision: Precision = option("auto: bf16 on a GPU that has it, else 32", "auto")
     out: Path | None = option("a JSON file to write, with everything measured; a new one")
 
     def __post_init__(self) -> None:
@@ -110,15 +111,14 @@ def prepare(options: argparse.Namespace) -> Prepared:
     """
     config = configured(Config, vars(options))
     _ = config.sweep
-    if config.out is not None and (config.out.exists() or not config.out.parent.is_dir()):
-        what = "is there already" if config.out.exists() else "is in a folder that is not there"
-        raise ValueError(f"'{config.out}' {what}; name another file (--out)")
-    choice = ModelChoice(config.model, tuning="full")
-    tokenizer = load_tokenizer(choice)
+    if config.out is not None:
+        check_new_file(config.out)
+    tokenizer = open_tokenizer(config.model)
     question = Question(config.prompt, config.begin, config.word).in_tokens(tokenizer)
     directions = dict(_of_bank(config) if config.concepts else _of_sae(config))
-    model = load_model(choice).eval().requires_grad_(False)
-    model = (model.to(torch.bfloat16) if in_bf16(config.precision) else model).to(device())
+    length = len(question.ids) + config.tokens
+    model = open_voice(config.model, tokenizer, max_length=length, precision=config.precision).model
+    model.requires_grad_(False)
     hook = config.at or f"blocks.{min(EARLY, blocks_of(model) - 1)}.hook_resid_pre"
     width = model.config.get_text_config().hidden_size
     for name, (direction, at) in directions.items():
@@ -232,11 +232,9 @@ def _table(explained: list[dict[str, Any]]) -> Table:
 
 
 def _write(prepared: Prepared, explained: list[dict[str, Any]]) -> None:
-    config = replace(prepared.config, out=None)
-    chosen = {name: str(value) if isinstance(value, Path) else value for name, value in vars(config).items()}
     document = {
-        "schema": SCHEMA, "config": chosen, "filled_at": prepared.asked.hook, "prompt": prepared.text,
-        "directions": explained,
+        "schema": SCHEMA, "config": as_json(replace(prepared.config, out=None)), "filled_at": prepared.asked.hook,
+        "prompt": prepared.text, "directions": explained,
     }  # fmt: skip
     assert prepared.config.out is not None
     with prepared.config.out.open("x", encoding="utf-8") as new:

@@ -23,7 +23,6 @@ from interptrain.commands.concepts_reading import (
     check_hook,
     check_new_folder,
     default_hook,
-    installed_versions,
     open_sae,
     open_tokenizer,
     open_voice,
@@ -37,7 +36,7 @@ from interptrain.concepts.candidates import (
     MIN_TEXTS,
     Candidate,
     Dictionary,
-    Reading,
+    TextSet,
     held_out,
     methods,
     without_effects,
@@ -47,7 +46,7 @@ from interptrain.concepts.saelens import from_saelens
 from interptrain.concepts.steer_generation import PLACES, Place
 from interptrain.concepts.trials import Answers
 from interptrain.recipes.examples import Columns, Example, read_examples
-from interptrain.recipes.provenance import as_json
+from interptrain.recipes.provenance import as_json, versions
 from interptrain.recipes.settings import add_options, configured, option
 from interptrain.recipes.voice import Voice
 
@@ -201,8 +200,8 @@ def run(prepared: Prepared, console: Console) -> int:
 def find_all(
     config: Config,
     trials: Trials,
-    search: tuple[Reading, Reading],
-    test: tuple[Reading, Reading],
+    search: tuple[TextSet, TextSet],
+    test: tuple[TextSet, TextSet],
     dictionary: Dictionary | None,
     console: Console,
 ) -> dict[str, Found]:
@@ -239,7 +238,7 @@ def bank_of(prepared: Prepared, candidate: Candidate, method: str, dictionary: D
     return replace(bank, readouts=whole.readouts, model=whole.model)
 
 
-def _readings(prepared: Prepared) -> tuple[tuple[Reading, Reading], tuple[Reading, Reading], Dictionary | None]:
+def _readings(prepared: Prepared) -> tuple[tuple[TextSet, TextSet], tuple[TextSet, TextSet], Dictionary | None]:
     voice, opened, hook = prepared.voice, prepared.opened, prepared.hook
     both = [read_texts(voice, hook, opened, texts) for texts in (*prepared.search, *prepared.test)]
     (shown, first), (other, second), (shown_held, _), (other_held, _) = both
@@ -275,7 +274,7 @@ def _document(
         "concept": config.name,
         "hook": prepared.hook,
         "config": as_json(config),
-        "versions": installed_versions(),
+        "versions": versions(),
         "files": [origin_of(path, says) for says, path in files.items() if path],
         "texts": {"search": [len(each) for each in prepared.search], "test": [len(each) for each in prepared.test]},
     }

@@ -10,19 +10,28 @@ import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
 from interptrain._version import __version__
+from interptrain.commands.concepts_reading import (
+    Precision,
+    check_new_folder,
+    default_hook,
+    open_tokenizer,
+    open_voice,
+)
 from interptrain.concepts import ConceptBank, Readout
+from interptrain.concepts.activation import latents_of
 from interptrain.concepts.contrast import TextActivations, collect
 from interptrain.concepts.labelled import Labelled, checked_texts
 from interptrain.concepts.latent_probe import LatentProbe
@@ -36,25 +45,17 @@ from interptrain.concepts.probes import (
     reads_latents,
 )
 from interptrain.concepts.text_probe import TextProbe, probe_auc
-from interptrain.recipes.banks import DEPTH, load_sae
-from interptrain.recipes.examples import Columns, Example, read_examples
-from interptrain.recipes.loading import (
-    TINY_WORLD,
-    ModelChoice,
-    blocks_of,
-    device,
-    in_bf16,
-    load_model,
-    load_tokenizer,
-)
+from interptrain.meters.tokens import IGNORED_LABEL
+from interptrain.recipes.banks import load_sae
+from interptrain.recipes.examples import Columns, Example, encode, read_examples
+from interptrain.recipes.loading import TINY_WORLD, free_host_memory
+from interptrain.recipes.provenance import as_json
 from interptrain.recipes.settings import add_options, configured, option
 from interptrain.recipes.voice import Voice
 
 NEEDS = ("hf", "recipes")
 SCHEMA = 1
 FEWEST = 4  # texts of a class: three to fit and one to test
-
-Both = tuple[TextActivations, TextActivations]
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Config:
     max_length: int = option("tokens of a text at most", 256)
     batch: int = option("texts run through the model together", 8)
     keep_bos: bool = option("count a BOS token in front of a text", False)
-    precision: Literal["auto", "fp32", "bf16"] = option("of the model; auto is bf16 on a GPU that has it", "auto")
+    precision: Precision = option("auto: bf16 on a GPU that has it, else 32", "auto")
     out: Path | None = option("a new folder for the table, the probes and a bank of each one's directions")
 
     def __post_init__(self) -> None:
@@ -99,8 +100,6 @@ class Config:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
         if not self.chosen:
             raise ValueError(f"{', '.join(self.probes)} look at latents: name an SAE (--sae)")
-        if self.out and self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            raise ValueError(f"'{self.out}' is there and not empty; name a new folder (--out), nothing is written over")
 
     @property
     def chosen(self) -> tuple[str, ...]:
@@ -141,8 +140,9 @@ def prepare(options: argparse.Namespace) -> Prepared:
         ValueError: a setting, a file, the model, the SAE or the hook point is wrong.
     """
     config = configured(Config, vars(options))
-    choice = ModelChoice(config.model, tuning="full")
-    tokenizer = load_tokenizer(choice)
+    if config.out is not None:
+        check_new_folder(config.out, "--out")
+    tokenizer = open_tokenizer(config.model)
     files = {
         "positive": config.positive, "negative": config.negative,
         "test_positive": config.test_positive, "test_negative": config.test_negative,
@@ -152,17 +152,17 @@ def prepare(options: argparse.Namespace) -> Prepared:
         fewest = 1 if name.startswith("test") else FEWEST
         if len(texts) < fewest:
             raise ValueError(f"'{files[name]}' has {len(texts)} texts, expected {fewest} or more")
-    model = load_model(choice).eval()
-    model = model.to(device(), torch.bfloat16 if in_bf16(config.precision) else torch.float32)
-    voice = Voice(model, tokenizer, config.max_length, config.batch)
-    hook = config.hook or f"blocks.{max(0, round(DEPTH * blocks_of(model)) - 1)}.hook_resid_post"
+    voice = open_voice(
+        config.model, tokenizer, max_length=config.max_length, precision=config.precision, at_once=config.batch
+    )
+    hook = config.hook or default_hook(voice)
     if config.sae is None:
         _check_hook(voice, hook)
         return Prepared(config, sets, voice, hook)
     from interptrain.concepts.saelens import from_saelens
 
     sae = load_sae(config.sae, config.sae_id)
-    bank = from_saelens(sae, {config.concept: [0]}, model=model)
+    bank = from_saelens(sae, {config.concept: [0]}, model=voice.model)
     readout = bank.readouts[bank.hooks[0]]
     width = _check_hook(voice, readout.reads or bank.hooks[0])
     if width != sae.cfg.d_in:
@@ -170,6 +170,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
             f"the SAE reads activations of width {sae.cfg.d_in} but the model has {width} at "
             f"'{readout.reads or bank.hooks[0]}'; was it trained on another model?"
         )
+    _check_latents(voice, sets, len(readout.alive))
     return Prepared(config, sets, voice, bank.hooks[0], sae, readout)
 
 
@@ -189,6 +190,17 @@ def run(prepared: Prepared, console: Console) -> int:
         _save(prepared, config.out, rows, kept)
         console.print(f"written to {config.out}: table.json, probes/, banks/", markup=False, soft_wrap=True)
     return 0
+
+
+def _check_latents(voice: Voice, sets: Mapping[str, Sequence[Example]], latents: int) -> None:
+    """Refuse texts whose latents do not fit into memory: every one of every token, and once more to fit on."""
+    rows = (row for each in sets.values() for row in encode(voice.tokenizer, each, voice.max_length))
+    tokens = sum(label != IGNORED_LABEL for row in rows for label in row["labels"])
+    if (needed := 2 * 4 * tokens * latents) > (free := free_host_memory()):
+        raise ValueError(
+            f"{latents} latents of {tokens} tokens take {decimal(needed)} in memory, and {decimal(free)} are free: "
+            "take fewer texts (--texts) or shorter ones (--max-length), or leave the SAE out"
+        )
 
 
 def _check_hook(voice: Voice, hook: str) -> int:
@@ -219,10 +231,7 @@ def _read(prepared: Prepared, examples: Sequence[Example]) -> dict[bool, TextAct
 def _encoded(readout: Readout, texts: TextActivations) -> TextActivations:
     from interptrain.concepts.saelens import shared_sae
 
-    sae = shared_sae(readout)
-    with torch.no_grad():
-        parts = [sae.encode(part.to(sae.dtype)).float() for part in texts.values.split(1024)]
-    return replace(texts, values=torch.cat(parts))
+    return replace(texts, values=latents_of(shared_sae(readout), texts.values))
 
 
 def _measured(
@@ -232,7 +241,7 @@ def _measured(
     config, latents = prepared.config, reads_latents(name)
     halves = [_split(texts[which][latents], config.held_out, seed) for which in ("positive", "negative")]
     shown, absent = (fitted for fitted, _ in halves)
-    held: Both = halves[0][1], halves[1][1]
+    held = halves[0][1], halves[1][1]
     decoder = None if prepared.readout is None else prepared.readout.decoder
     fitting = Fitting(seed=seed, heads=config.heads, sparse=config.sparse)
     start = time.perf_counter()
@@ -281,11 +290,9 @@ def _mean_sd(values: Sequence[float]) -> str:
 
 
 def _save(prepared: Prepared, out: Path, rows: Sequence[Mapping[str, Any]], probes: Mapping[str, TextProbe]) -> None:
-    settings = {
-        name: str(value) if isinstance(value, Path) else value for name, value in asdict(prepared.config).items()
-    }
     document = {
-        "schema": SCHEMA, "interptrain": __version__, "hook": prepared.hook, "settings": settings, "rows": list(rows),
+        "schema": SCHEMA, "interptrain": __version__, "hook": prepared.hook, "settings": as_json(prepared.config),
+        "rows": list(rows),
     }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     (out / "table.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

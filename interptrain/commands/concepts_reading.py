@@ -1,8 +1,7 @@
-"""What `concepts find` and `concepts show` read with: a model, an SAE at one of its hooks, and texts."""
+"""What the commands of concepts read with: a model, an SAE at one of its hooks, texts; and where they may write."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,18 +12,19 @@ import torch
 from torch import Tensor
 
 from interptrain.concepts import Readout
-from interptrain.concepts.candidates import Reading
+from interptrain.concepts.activation import TOKENS, latents_of
+from interptrain.concepts.candidates import TextSet
 from interptrain.concepts.contrast import collect
 from interptrain.meters.tokens import first_labels
 from interptrain.recipes.banks import DEPTH, load_sae
 from interptrain.recipes.examples import Example, encode
 from interptrain.recipes.loading import ModelChoice, blocks_of, device, in_bf16, load_model, load_tokenizer
-from interptrain.recipes.provenance import PACKAGES, data_file
+from interptrain.recipes.provenance import data_file
 from interptrain.recipes.voice import Voice
 from interptrain.sites.hooks import HookPoint
 
 Precision = Literal["auto", "32", "bf16"]
-AT_ONCE, TOKENS = 32, 1024  # texts run together; tokens encoded at a time
+AT_ONCE = 32  # texts run together
 
 
 def open_tokenizer(model: str) -> Any:
@@ -32,11 +32,11 @@ def open_tokenizer(model: str) -> Any:
     return load_tokenizer(ModelChoice(model, tuning="full"))
 
 
-def open_voice(model: str, tokenizer: Any, *, max_length: int, precision: Precision) -> Voice:
+def open_voice(model: str, tokenizer: Any, *, max_length: int, precision: Precision, at_once: int = AT_ONCE) -> Voice:
     """The model where models are run, in eval mode."""
     loaded = load_model(ModelChoice(model, tuning="full")).eval()
     kept = loaded.to(torch.bfloat16) if in_bf16(precision) else loaded
-    return Voice(kept.to(device()), tokenizer, max_length, AT_ONCE)
+    return Voice(kept.to(device()), tokenizer, max_length, at_once)
 
 
 def default_hook(voice: Voice) -> str:
@@ -94,19 +94,9 @@ def open_sae(name: str, sae_id: str | None, voice: Voice) -> Opened:
     return Opened(sae, readout, encoder, hook, readout.reads or hook)
 
 
-@torch.no_grad()
-def encoded(opened: Opened, activations: Tensor, columns: Sequence[int] | None = None) -> Tensor:
-    """The latents of some tokens, all of them or some columns."""
-    parts = []
-    for part in activations.split(TOKENS):
-        latents = opened.encoder.encode(part.to(opened.encoder.dtype)).float()
-        parts.append(latents if columns is None else latents[:, list(columns)])
-    return torch.cat(parts)
-
-
 def read_texts(
     voice: Voice, hook: str, opened: Opened | None, examples: Sequence[Example]
-) -> tuple[Reading, Tensor | None]:
+) -> tuple[TextSet, Tensor | None]:
     """Each text's mean activations over what is in the loss, where its answer begins, and its latents.
 
     Of a plain text the answer begins half way.
@@ -116,7 +106,7 @@ def read_texts(
     """
     whole = collect(voice.model, hook, voice.batches(examples))
     begun = [{**batch, "labels": first_labels(batch["labels"])} for batch in voice.batches(voice.questions(examples))]
-    reading = Reading(whole.means(), collect(voice.model, hook, begun).means())
+    reading = TextSet(whole.means(), collect(voice.model, hook, begun).means())
     if opened is None:
         return reading, None
     read = whole if opened.reads == hook else collect(voice.model, opened.reads, voice.batches(examples))
@@ -128,7 +118,7 @@ def read_texts(
     counts = torch.bincount(read.text)
     sums, fires = torch.zeros(len(counts), opened.readout.decoder.shape[0]), torch.zeros(len(opened.readout.alive))
     for values, text in zip(read.values.split(TOKENS), read.text.split(TOKENS), strict=True):
-        latents = encoded(opened, values)
+        latents = latents_of(opened.encoder, values)
         sums.index_add_(0, text, latents)
         fires += (latents > 0).sum(0)
     return replace(reading, latents=sums / counts[:, None]), fires
@@ -166,15 +156,19 @@ def check_new_folder(folder: Path, flag: str) -> None:
         raise ValueError(f"'{folder}' holds something already; name a new or empty folder ({flag})")
 
 
-def installed_versions() -> dict[str, str]:
-    """The versions of what is installed of the packages that a report names."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+def check_new_file(path: Path) -> None:
+    """Refuse a file that is there already, or that cannot be written.
+
+    Raises:
+        ValueError: it is.
+    """
+    if path.exists():
+        raise ValueError(f"'{path}' is there already; name a new file (--out)")
+    folder = path.absolute().parent
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise ValueError(
+            f"cannot write '{path}': '{folder}' is no folder that can be written; name another file (--out)"
+        )
 
 
 def printable(text: str) -> str:

@@ -7,7 +7,6 @@ interptrain concepts show --sae RELEASE --sae-id ID --latents 12,55 --model M --
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +15,12 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from interptrain.commands.concepts_cards import Reader, cards_at, corpus_of
+from interptrain.commands.concepts_cards import CardMaker, cards_at, corpus_of
 from interptrain.commands.concepts_reading import (
     Opened,
     Precision,
     check_hook,
+    check_new_file,
     open_sae,
     open_tokenizer,
     open_voice,
@@ -110,7 +110,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
     """
     config = configured(Config, vars(options))
     if config.out is not None:
-        _check_new_file(config.out)
+        check_new_file(config.out)
     labels = read_labels(config.neuronpedia) if config.neuronpedia else {}
     tokenizer = open_tokenizer(config.model)
     examples = read_examples(config.texts, Columns(), tokenizer)[: config.corpus]
@@ -139,8 +139,8 @@ def run(prepared: Prepared, console: Console) -> int:
     """Read the corpus once a place, and show each concept and direction."""
     bank, config = prepared.bank, prepared.config
     corpus = corpus_of(prepared.voice, prepared.examples)
-    reader = Reader(prepared.voice, bank, prepared.labels, config.top)
-    cards = [card for hook in bank.hook_points for card in cards_at(reader, hook, corpus)]
+    maker = CardMaker(prepared.voice, bank, prepared.labels, config.top)
+    cards = [card for hook in bank.hook_points for card in cards_at(maker, hook, corpus)]
     for card in cards:
         _print(card, console)
     if config.out is not None:
@@ -185,13 +185,3 @@ def _shaded(tokens: Sequence[str], values: Sequence[float | None], most: float) 
         )
         line.append(printable(token).replace("\n", " "), style)
     return line
-
-
-def _check_new_file(path: Path) -> None:
-    if path.exists():
-        raise ValueError(f"'{path}' is there already; name a new file (--out)")
-    folder = path.absolute().parent
-    if not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise ValueError(
-            f"cannot write '{path}': '{folder}' is no folder that can be written; name another file (--out)"
-        )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from interptrain.concepts.candidates import Candidate, Reading
+from interptrain.concepts.candidates import Candidate, TextSet
 from interptrain.concepts.marker_words import shows, words_of
 from interptrain.concepts.steer_generation import Place, adding, gap
 from interptrain.concepts.trials import Answers, Trial
@@ -69,7 +69,7 @@ class Trials:
     def of(
         self,
         candidate: Candidate,
-        search: tuple[Reading, Reading],
+        search: tuple[TextSet, TextSet],
         *,
         places: Sequence[Place],
         scales: Sequence[float],

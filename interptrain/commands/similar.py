@@ -16,7 +16,6 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,7 +42,7 @@ from interptrain.recipes.loading import (
     load_tokenizer,
     positions_of,
 )
-from interptrain.recipes.provenance import as_json, make_folder
+from interptrain.recipes.provenance import as_json, make_folder, versions
 from interptrain.recipes.settings import add_options, configured, option
 from interptrain.recipes.voice import Voice
 from interptrain.recorders.similar import show_similar, write_similar
@@ -56,9 +55,9 @@ from interptrain.similarity import (
     Sketch,
     Top,
     cosine,
-    gradients_of,
     linear_layers,
     rank_correlation,
+    read_gradients,
     similar,
     whitened,
 )
@@ -69,7 +68,6 @@ SCHEMA = 1
 FILES = ("similar.jsonl", "top.jsonl", "similar.html", "summary.json")
 SHOWN, CHARACTERS = 20, 600  # documents of a ranking on the page, and of each text
 PAIRS = 2048  # documents drawn for the rank correlation
-PACKAGES = ("interptrain", "torch", "transformers")
 RULES = {"whitened": whitened, "cosine": cosine}
 
 
@@ -242,7 +240,7 @@ def run(prepared: Prepared, console: Console) -> int:
         "labelled": prepared.labelled, **_compared(config, ranked, pairs.items),
         "precision": {name: labelled[name] / max(1, len(ranked[name])) for name in names}
         if prepared.labelled is not None else None,
-        "config": as_json(vars(config)), "versions": {name: version(name) for name in PACKAGES},
+        "config": as_json(vars(config)), "versions": versions(),
     }  # fmt: skip
     (out / FILES[3]).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     columns = {
@@ -255,7 +253,7 @@ def run(prepared: Prepared, console: Console) -> int:
 
 
 def _scores(prepared: Prepared) -> Iterator[tuple[Line, dict[str, float]]]:
-    """Each document with its scores; without any where no token of it is in the loss."""
+    """Each document with its scores; without any where no token of it is in the loss, or its gradient overflows."""
     config, voice, waiting = prepared.config, prepared.voice, deque[list[tuple[Line, bool]]]()
 
     def corpus() -> Iterator[dict[str, Tensor]]:
@@ -278,7 +276,8 @@ def _scores(prepared: Prepared) -> Iterator[tuple[Line, dict[str, float]]]:
         if len(scores) == 2:
             columns["both"] = iter(torch.stack([*scores.values()]).mean(0).tolist())
         for row, scored in waiting.popleft():
-            yield row, {name: next(each) for name, each in columns.items()} if scored else {}
+            own = {name: next(each) for name, each in columns.items()} if scored else {}
+            yield row, own if all(map(math.isfinite, own.values())) else {}
     for rows in waiting:
         yield from ((row, {}) for row, _ in rows)
 
@@ -292,7 +291,7 @@ def _readers(prepared: Prepared, sample: Sequence[Mapping[str, Tensor]]) -> dict
         elif config.normaliser == "adam":
             moments = SecondMoments(prepared.layers)
             for batch in sample:
-                gradients_of(prepared.voice.model, batch, [moments])
+                read_gradients(prepared.voice.model, batch, [moments])
             scales = moments.read()
         found["gradient"] = Sketch(prepared.layers, math.isqrt(config.dimension), seed=config.seed, scales=scales)
     if prepared.directions:

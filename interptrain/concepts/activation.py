@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -57,10 +58,10 @@ def activation_elsewhere(bank: ConceptBank, hook: str) -> tuple[str, Activation]
     None where it encodes at the hook, or no concept is a group of its latents.
     """
     readout = bank.readouts.get(hook)
-    encoded = [name for name in bank.names if measured_by_latents(bank, name, hook)]
-    if readout is None or readout.reads is None or not encoded:
+    by_latents = [name for name in bank.names if measured_by_latents(bank, name, hook)]
+    if readout is None or readout.reads is None or not by_latents:
         return None
-    latents = _latent_activation(bank, hook, encoded)
+    latents = _latent_activation(bank, hook, by_latents)
 
     def activation(given: Float[Tensor, "*token d_in"]) -> Float[Tensor, "*token concept"]:
         return latents(given.detach().float().flatten(0, -2)).view(*given.shape[:-1], len(bank.names))
@@ -100,11 +101,11 @@ def concept_activation(
     rows = [row for row, at in enumerate(bank.hooks) if at == hook]
     if not rows:
         raise ValueError(f"the bank has no directions at '{hook}'; it has some at {', '.join(bank.hook_points)}")
-    encoded = [name for name in bank.names if measured_by_latents(bank, name, hook)]
+    by_latents = [name for name in bank.names if measured_by_latents(bank, name, hook)]
     along = mean_directions(bank, rows)[0]
-    along[[bank.names.index(name) for name in encoded]] = 0.0
-    here = encoded and bank.readouts[hook].reads is None
-    latents = _latent_activation(bank, hook, encoded) if here else None
+    along[[bank.names.index(name) for name in by_latents]] = 0.0
+    here = by_latents and bank.readouts[hook].reads is None
+    latents = _latent_activation(bank, hook, by_latents) if here else None
 
     def activation(residual: Float[Tensor, "*token d_model"]) -> Float[Tensor, "*token concept"]:
         flat = residual.detach().float().reshape(-1, bank.d_model)
@@ -113,6 +114,24 @@ def concept_activation(
         return both.view(*residual.shape[:-1], len(bank.names))
 
     return activation
+
+
+@torch.no_grad()
+def latents_of(
+    sae: Any, activations: Float[Tensor, "token d_in"], columns: Sequence[int] | None = None
+) -> Float[Tensor, "token latent"]:
+    """An SAE's latents of some activations, a part at a time.
+
+    Args:
+        sae: of SAELens, on the device of the activations.
+        activations: one row a token.
+        columns: of these latents alone; None for all.
+    """
+    parts = []
+    for part in activations.split(TOKENS):
+        latents = sae.encode(part.to(sae.dtype)).float()
+        parts.append(latents if columns is None else latents[:, list(columns)])
+    return torch.cat(parts)
 
 
 def _latent_activation(bank: ConceptBank, hook: str, names: list[str]) -> Activation:

@@ -20,7 +20,7 @@ MIN_TEXTS = 4  # of a set, to search in or to test on
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class TextSet:
     """A set of texts, one row a text.
 
     Args:
@@ -36,14 +36,14 @@ class Reading:
     def __len__(self) -> int:
         return len(self.means)
 
-    def with_texts_of(self, other: Reading) -> Reading:
+    def with_texts_of(self, other: TextSet) -> TextSet:
         """Both sets in one."""
         latents = None if self.latents is None or other.latents is None else torch.cat([self.latents, other.latents])
-        return Reading(torch.cat([self.means, other.means]), torch.cat([self.starts, other.starts]), latents)
+        return TextSet(torch.cat([self.means, other.means]), torch.cat([self.starts, other.starts]), latents)
 
-    def take(self, texts: Int[Tensor, "some"]) -> Reading:
+    def take(self, texts: Int[Tensor, "some"]) -> TextSet:
         """The set of these texts."""
-        return Reading(self.means[texts], self.starts[texts], None if self.latents is None else self.latents[texts])
+        return TextSet(self.means[texts], self.starts[texts], None if self.latents is None else self.latents[texts])
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,27 +82,27 @@ class Candidate:
         """The unit mean of its directions: what is added to the stream."""
         return normalize(self.directions.sum(0), dim=0)
 
-    def features(self, texts: Reading) -> Float[Tensor, "text feature"]:
+    def features(self, texts: TextSet) -> Float[Tensor, "text feature"]:
         """What the weights weigh."""
         if not self.latents:
             return texts.means
         assert texts.latents is not None
         return texts.latents[:, list(self.latents)]
 
-    def scores(self, texts: Reading) -> Float[Tensor, "text"]:
+    def scores(self, texts: TextSet) -> Float[Tensor, "text"]:
         """The score of each text."""
         return self.features(texts) @ self.weights
 
 
-Method = Callable[[Reading, Reading], Candidate]
+Method = Callable[[TextSet, TextSet], Candidate]
 
 
-def means(positive: Reading, negative: Reading) -> Candidate:
+def means(positive: TextSet, negative: TextSet) -> Candidate:
     """The difference of the mean activations, `d = m+ - m-`, over whole answers."""
     return _along(difference_of_means(_texts(positive.means), _texts(negative.means)))
 
 
-def start_means(positive: Reading, negative: Reading) -> Candidate:
+def start_means(positive: TextSet, negative: TextSet) -> Candidate:
     """The same where the answer begins: what makes the model choose to show the concept.
 
     Source: as Zou et al., *Representation Engineering* (2023), and Chen et al., *Persona Vectors* (2025), read the
@@ -111,7 +111,7 @@ def start_means(positive: Reading, negative: Reading) -> Candidate:
     return _along(difference_of_means(_texts(positive.starts), _texts(negative.starts)))
 
 
-def linear_probe(positive: Reading, negative: Reading) -> Candidate:
+def linear_probe(positive: TextSet, negative: TextSet) -> Candidate:
     """The linear discriminant of the mean activations, `w = S*^-1 (m+ - m-)`; see `discriminant`."""
     return _along(discriminant(positive.means, negative.means).float())
 
@@ -122,7 +122,7 @@ def separating(dictionary: Dictionary, count: int, *, min_auc: float = 0.7) -> M
     score(text) = sum_i z_i / spread_i, each latent in units of its spread over the search's texts.
     """
 
-    def find(positive: Reading, negative: Reading) -> Candidate:
+    def find(positive: TextSet, negative: TextSet) -> Candidate:
         first, second = _latents(positive), _latents(negative)
         group = separating_latents(
             _texts(first), _texts(second), count=count, decoder=dictionary.decoder, effect=dictionary.effect,
@@ -136,7 +136,7 @@ def separating(dictionary: Dictionary, count: int, *, min_auc: float = 0.7) -> M
 def sparse(dictionary: Dictionary, count: int) -> Method:
     """A probe on `count` latents; see `sparse_probe`."""
 
-    def find(positive: Reading, negative: Reading) -> Candidate:
+    def find(positive: TextSet, negative: TextSet) -> Candidate:
         probe = sparse_probe(_latents(positive), _latents(negative), count=count, alive=dictionary.alive)
         return _of_latents(dictionary, probe.latents, probe.weights)
 
@@ -188,7 +188,7 @@ class HeldOut:
     random: tuple[float, float]
 
 
-def text_auc(candidate: Candidate, positive: Reading, negative: Reading) -> float:
+def text_auc(candidate: Candidate, positive: TextSet, negative: TextSet) -> float:
     """How well the candidate's scores tell two sets of texts apart."""
     return float(auc(candidate.scores(positive)[:, None], candidate.scores(negative)[:, None])[0])
 
@@ -196,8 +196,8 @@ def text_auc(candidate: Candidate, positive: Reading, negative: Reading) -> floa
 def held_out(
     candidate: Candidate,
     null: Method,
-    search: tuple[Reading, Reading],
-    test: tuple[Reading, Reading],
+    search: tuple[TextSet, TextSet],
+    test: tuple[TextSet, TextSet],
     dictionary: Dictionary | None,
     *,
     seed: int = 0,
@@ -229,7 +229,7 @@ def held_out(
     return HeldOut(text_auc(candidate, *test), _spread(shuffled), _spread(drawn))
 
 
-def _drawn(candidate: Candidate, texts: Reading, dictionary: Dictionary | None, random: torch.Generator) -> Candidate:
+def _drawn(candidate: Candidate, texts: TextSet, dictionary: Dictionary | None, random: torch.Generator) -> Candidate:
     """A random direction, or as many random latents as the candidate has."""
     if not candidate.latents:
         return _along(torch.randn(texts.means.shape[1], generator=random))
@@ -254,7 +254,7 @@ def _texts(rows: Float[Tensor, "text width"]) -> TextActivations:
     return TextActivations(rows, torch.arange(len(rows)))
 
 
-def _latents(texts: Reading) -> Float[Tensor, "text latent"]:
+def _latents(texts: TextSet) -> Float[Tensor, "text latent"]:
     assert texts.latents is not None, "a search in latents needs a dictionary"
     return texts.latents
 

@@ -59,7 +59,7 @@ class Fitting:
     sparse: int = 16
 
 
-class Fit(Protocol):
+class Fitter(Protocol):
     """How a probe comes of labelled texts."""
 
     def __call__(self, texts: Labelled, fitting: Fitting, decoder: Tensor | None) -> TextProbe:
@@ -190,7 +190,7 @@ def _pooled(solution: tuple[Tensor, Tensor], standard: Standard) -> PooledProbe:
     return PooledProbe(weight.float(), bias.float(), "mean")
 
 
-PROBES: Mapping[str, Fit] = {
+PROBES: Mapping[str, Fitter] = {
     "linear-mean": lambda texts, fitting, decoder: _linear(texts, "mean"),
     "linear-max": lambda texts, fitting, decoder: _linear(texts, "max"),
     "mean": lambda texts, fitting, decoder: _mean_pooled(texts, fitting),

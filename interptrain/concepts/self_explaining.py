@@ -110,7 +110,7 @@ class SelfExplainer:
         self.controls = unit_rows(torch.randn(sweep.controls, there.shape[1], generator=generator))
         others = [torch.cat([self.controls[:row], self.controls[row + 1 :]]) for row in range(sweep.controls)]
         self.null = tuple(self._answer(*each) for each in zip(self.controls, others, strict=True))
-        self.bare = words_of(*say(model, asked, None, tokens=sweep.tokens, end=self._end))
+        self.bare = counted_tokens(*say(model, asked, None, tokens=sweep.tokens, end=self._end))
 
     def explain(self, direction: Float[Tensor, "d_model"]) -> Answer:
         """The answer to one unit direction."""
@@ -129,7 +129,7 @@ class SelfExplainer:
         next_to = [each for each in (at - 1, at + 1) if 0 <= each < len(lengths)]
         own, *near = (self._margins(said, counted, direction, others, float(lengths[each])) for each in (at, *next_to))
         return Answer(
-            words_of(said, counted), at, entropy, similarity, advantage=min(own), uninjected=own[1],
+            counted_tokens(said, counted), at, entropy, similarity, advantage=min(own), uninjected=own[1],
             agreement=min(min(each) for each in near),
         )  # fmt: skip
 
@@ -160,7 +160,7 @@ def best_scale(entropy: Float[Tensor, "scale"], similarity: Float[Tensor, "scale
     return int((_from_0_to_1(similarity) - _from_0_to_1(entropy)).argmax())
 
 
-def words_of(said: Int[Tensor, "1 token"], counted: Bool[Tensor, "1 token"]) -> tuple[int, ...]:
+def counted_tokens(said: Int[Tensor, "1 token"], counted: Bool[Tensor, "1 token"]) -> tuple[int, ...]:
     """The tokens of an answer before its end."""
     return tuple(said[counted].tolist())
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interptrain.concepts.activation import TOKENS, encodes_tokens
+from interptrain.concepts.activation import encodes_tokens, latents_of
 from interptrain.concepts.bank import ConceptBank, Readout
 from interptrain.concepts.contrast import TextActivations
 from interptrain.concepts.placed import PlacedProbe
@@ -222,5 +222,4 @@ def _encoded(readout: Readout, texts: TextActivations) -> TextActivations:
 
     sae = shared_sae(readout).to(texts.values.device)
     with torch.autocast(texts.values.device.type, enabled=False):
-        parts = [sae.encode(part.to(sae.dtype)).float() for part in texts.values.split(TOKENS)]
-    return replace(texts, values=torch.cat(parts))
+        return replace(texts, values=latents_of(sae, texts.values))

@@ -18,7 +18,7 @@ from interptrain.recorders.follow import Follower
 from interptrain.recorders.html import WRITTEN, Panel
 from interptrain.recorders.pages import page
 from interptrain.recorders.standing import concepts_of, loss_of, probe_set, standing
-from interptrain.recorders.token_view import FILE, TokenView, read_tokens
+from interptrain.recorders.token_view import FILE, ShownTokens, shown_tokens
 
 
 def render_live(place: Path, runs: Sequence[Follower], *, notes: Sequence[str] = (), refresh: int | None = None) -> str:
@@ -100,14 +100,14 @@ def _panel(draw: curves.Draw, name: str, title: str, caption: str, ylabel: str) 
     return Panel(Markup(curves.panel(draw, title=title, name=name, ylabel=ylabel)), caption)
 
 
-def _tokens(place: Path, runs: Sequence[Follower]) -> tuple[list[tuple[str, TokenView]], list[str]]:
+def _tokens(place: Path, runs: Sequence[Follower]) -> tuple[list[tuple[str, ShownTokens]], list[str]]:
     """The token views beside the runs, and what cannot be read."""
     folders = dict.fromkeys([*([place] if place.is_dir() else []), *(run.path.parent for run in runs)])
     views, complaints = [], []
     for file in (folder / FILE for folder in folders):
         if file.is_file():
             try:
-                views.append((file.parent.name, read_tokens(file)))
+                views.append((file.parent.name, shown_tokens(file)))
             except ValueError as error:
                 complaints.append(str(error))
     return views, complaints

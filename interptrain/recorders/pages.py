@@ -11,6 +11,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 _OURS = b'<meta name="generator" content="interptrain">'
+_HEAD = 2000  # bytes of a page that its head is within
 _DARKEST = 0.75  # opacity of the deepest shade: the word under it stays readable in light and dark
 
 
@@ -45,7 +46,10 @@ def replace_page(path: Path, text: str) -> Path:
 
 def is_ours(path: Path) -> bool:
     """Whether a file is a page of this package, which a later one may take the place of."""
-    return path.is_file() and _OURS in path.read_bytes()[:2000]
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return _OURS in file.read(_HEAD)
 
 
 def page(template: str, filters: Mapping[str, Any] | None = None, /, **values: Any) -> str:

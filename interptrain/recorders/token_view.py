@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TOKENS_SCHEMA = 1
+from interptrain.recorders.tokens import read_tokens
+
 FILE = "tokens.json"
 EXAMPLES, TOKENS = 8, 400  # shown
 
 
 @dataclass(frozen=True)
-class TokenView:
+class ShownTokens:
     """Examples of a batch, each token with a figure a concept.
 
     Args:
@@ -40,8 +40,8 @@ class TokenView:
         return max(found, default=0.0)
 
 
-def read_tokens(path: Path) -> TokenView:
-    """Read `tokens.json`: `{"schema": 1, "step", "concepts", "hook", "examples": [{"tokens", "share", "signed"}]}`.
+def shown_tokens(path: Path) -> ShownTokens:
+    """Read a `tokens.json` that anybody may have written; see `TokenFile`.
 
     Args:
         path: the file.
@@ -49,18 +49,12 @@ def read_tokens(path: Path) -> TokenView:
     Raises:
         ValueError: it cannot be read or is none of this schema.
     """
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"'{path}' cannot be read: {error}") from None
-    if not isinstance(found, dict) or found.get("schema") != TOKENS_SCHEMA:
-        schema = found.get("schema") if isinstance(found, dict) else None
-        raise ValueError(f"'{path}' has schema {schema!r}, this version reads {TOKENS_SCHEMA}")
+    found: Any = read_tokens(path)
     try:
         signed = any(each.get("signed") for each in found["examples"])
         quantity = "signed" if signed else "share"
         examples = tuple(_example(each, quantity) for each in found["examples"][:EXAMPLES])
-        return TokenView(int(found["step"]), str(found.get("hook", "")), quantity, examples)
+        return ShownTokens(int(found["step"]), str(found.get("hook", "")), quantity, examples)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
             f"'{path}': expected a step, and examples with tokens and {{concept: [a figure a token]}}, found otherwise "

@@ -136,7 +136,9 @@ def read_tokens(path: str | Path) -> TokenDocument:
         document: TokenDocument = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"'{path}' does not exist; a TokenFile writes it while a model trains") from None
-    except ValueError as error:
+    except OSError as error:
+        raise ValueError(f"cannot read '{path}': {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"'{path}' is not JSON ({error}); was it truncated?") from error
     if not isinstance(document, Mapping) or document.get("schema") != TOKENS_SCHEMA:
         found = document.get("schema") if isinstance(document, Mapping) else type(document).__name__

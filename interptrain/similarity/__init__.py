@@ -4,7 +4,7 @@ from interptrain.similarity.demands import ConceptDemands
 from interptrain.similarity.layers import linear_layers
 from interptrain.similarity.likeness import Likeness, cosine, whitened
 from interptrain.similarity.moments import Scales, SecondMoments
-from interptrain.similarity.passes import Reader, gradients_of
+from interptrain.similarity.passes import Reader, read_gradients
 from interptrain.similarity.search import features, similar
 from interptrain.similarity.signs import Folding, Signs
 from interptrain.similarity.sketch import Sketch
@@ -23,9 +23,9 @@ __all__ = [
     "Top",
     "cosine",
     "features",
-    "gradients_of",
     "linear_layers",
     "rank_correlation",
+    "read_gradients",
     "similar",
     "whitened",
 ]

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from interptrain.sites.stack import find_stack
 
-Pair = Callable[[str, Tensor, Tensor], None]  # a layer's name, g [batch, token, out] and x [batch, token, in]
+Take = Callable[[str, Tensor, Tensor], None]  # a layer's name, g [batch, token, out] and x [batch, token, in]
 
 
 def linear_layers(model: nn.Module, patterns: Sequence[str] = ()) -> dict[str, nn.Module]:
@@ -61,7 +61,7 @@ def sizes(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def listen(layers: Mapping[str, nn.Module], counted: Tensor, take: Pair) -> list[RemovableHandle]:
+def listen(layers: Mapping[str, nn.Module], counted: Tensor, take: Take) -> list[RemovableHandle]:
     """Hand each layer's `g = dL/dy` and `x` of the next pass to `take`, as `[batch, token, width]`.
 
     Raises:
@@ -74,7 +74,7 @@ def listen(layers: Mapping[str, nn.Module], counted: Tensor, take: Pair) -> list
 
 
 def _forward(
-    name: str, shape: tuple[int, ...], take: Pair, _module: nn.Module, args: tuple[Any, ...], output: Tensor
+    name: str, shape: tuple[int, ...], take: Take, _module: nn.Module, args: tuple[Any, ...], output: Tensor
 ) -> None:
     x = args[0].detach()
     if x.shape[:-1].numel() != shape[0] * shape[1]:

@@ -30,7 +30,7 @@ class Reader(Protocol[Read]):
         ...
 
 
-def gradients_of(model: nn.Module, batch: Mapping[str, Tensor], readers: Sequence[Reader[Any]]) -> list[Any]:
+def read_gradients(model: nn.Module, batch: Mapping[str, Tensor], readers: Sequence[Reader[Any]]) -> list[Any]:
     """What each reader makes of the gradients of `L = sum_n L_n`, `L_n = -sum_t log p(label_t)` of example `n`.
 
     Nothing is accumulated in any `.grad`, no weight's gradient is formed, no flag is changed, and every hook is gone

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interptrain.similarity.likeness import Likeness, whitened
-from interptrain.similarity.passes import Reader, gradients_of
+from interptrain.similarity.passes import Reader, read_gradients
 
 Batch = Mapping[str, Tensor]
 Rule = Callable[[Tensor, Tensor], Likeness]
@@ -38,7 +38,7 @@ def similar(
         rule: what makes scores of features.
 
     Raises:
-        ValueError: no examples, or fewer than two documents in the sample.
+        ValueError: no examples, fewer than two documents in the sample, or a gradient of theirs is not finite.
 
     Example:
         >>> from itertools import islice
@@ -50,9 +50,14 @@ def similar(
         [4, 4, 4]
     """
     asked, usual = features(model, query, readers), features(model, sample, readers)
+    if bad := [name for name in readers if not (asked[name].isfinite().all() and usual[name].isfinite().all())]:
+        raise ValueError(
+            f"{', '.join(bad)}: a gradient of the examples or of the sample is not finite; load the model in float32, "
+            "and look whether its loss on them is finite"
+        )
     scorers = {name: rule(asked[name], usual[name]) for name in readers}
     for batch in corpus:
-        found = gradients_of(model, batch, list(readers.values()))
+        found = read_gradients(model, batch, list(readers.values()))
         yield {name: scorers[name](each) for name, each in zip(readers, found, strict=True)}
 
 
@@ -64,7 +69,7 @@ def features(
     Raises:
         ValueError: there are no batches.
     """
-    found = [gradients_of(model, batch, list(readers.values())) for batch in batches]
+    found = [read_gradients(model, batch, list(readers.values())) for batch in batches]
     if not found:
         raise ValueError("no batches to compare; expected one or more")
     return {name: torch.cat([each[place] for each in found]) for place, name in enumerate(readers)}

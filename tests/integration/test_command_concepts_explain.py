@@ -74,7 +74,7 @@ def test_mistakes_are_refused_before_anything_is_asked(animals, tmp_path, capsys
         "name either a bank (--concepts) or an SAE": (),
         "latents of an SAE are named by --sae and --latents together": ("--sae", "tiny-world"),
         "is there already": (*bank, *ours, "--out", there),
-        "is in a folder that is not there": (*bank, *ours, "--out", tmp_path / "no" / "x.json"),
+        "is no folder that can be written": (*bank, *ours, "--out", tmp_path / "no" / "x.json"),
         "no place that a direction could fill": (*bank, *FEW, "--prompt", "where?"),
         "unknown concept 'cow'": (*bank, *ours, "--only", "cow"),
         "expected two scales or more that rise from above 0": (*bank, *ours, "--scales", 2, 1),

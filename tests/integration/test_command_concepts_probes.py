@@ -5,6 +5,7 @@ import json
 import pytest
 
 from interptrain import ConceptBank, cli
+from interptrain.commands import concepts_probes
 from interptrain.concepts.placed import PlacedProbe
 from interptrain.concepts.probes import PROBES
 from interptrain.tiny_world.concepts import CONTRASTS, draw
@@ -47,7 +48,7 @@ def test_every_probe_is_measured_beside_its_null_and_kept_with_its_directions(fi
         assert len(bank.directions) == own[0]["directions"] == len(probe.probe.directions())
         assert ("latent" in bank.sources[0]) == name.startswith("latents")
     before = (out / "table.json").read_text()
-    assert "nothing is written over" in refused([*COMMAND, *files, "--out", str(out)], capsys)
+    assert "holds something already" in refused([*COMMAND, *files, "--out", str(out)], capsys)
     assert (out / "table.json").read_text() == before
 
 
@@ -89,6 +90,13 @@ def test_a_mistake_is_refused_before_anything_is_written(files, tmp_path, capsys
     out = tmp_path / "out"
     assert said in refused([*COMMAND, *files[:4], "--out", str(out), *more], capsys)
     assert not out.exists()
+
+
+def test_latents_that_do_not_fit_into_memory_are_refused(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(concepts_probes, "free_host_memory", lambda: 10**6)
+    said = refused([*COMMAND, *files[:4], "--sae", "tiny-world", "--out", str(tmp_path / "out")], capsys)
+    assert "1.0 MB are free: take fewer texts" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_both_files_are_needed(files, capsys):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from interptrain.concepts.candidates import Dictionary, Reading, held_out, methods, text_auc, without_effects
+from interptrain.concepts.candidates import Dictionary, TextSet, held_out, methods, text_auc, without_effects
 
 WIDTH, LATENTS, TEXTS = 16, 40, 48
 
@@ -22,7 +22,7 @@ def planted(shown, *, seed):
     means[:, 0] += 3.0 * shown
     starts[:, 1] += 6.0 * shown
     latents[:, [2, 3, 5, 6, 7, 8, 9]] += 1.0 * shown
-    return Reading(means, starts, latents)
+    return TextSet(means, starts, latents)
 
 
 SEARCH = planted(1, seed=0), planted(0, seed=1)

@@ -189,7 +189,9 @@ def test_a_view_that_fails_at_the_end_leaves_nothing_on_the_model():
     model, bank, texts = llama(), two_concepts(), Sentences(count=4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     broken = type("Broken", (), {"due": lambda self: False, "show": lambda self, *given: 1 / 0})()
-    with pytest.raises(ZeroDivisionError), attach(model, optimizer, bank, summary=False, token_view=broken):
-        model(input_ids=texts.tokens, labels=texts.labels).loss.backward()
-        optimizer.step()
+    steering = attach(model, optimizer, bank, summary=False, token_view=broken)
+    model(input_ids=texts.tokens, labels=texts.labels).loss.backward()
+    optimizer.step()
+    with pytest.raises(ZeroDivisionError):
+        steering.__exit__(None, None, None)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

@@ -11,7 +11,7 @@ from interptrain.recorders.follow import Followers
 from interptrain.recorders.html import render
 from interptrain.recorders.live import render_live
 from interptrain.recorders.pages import replace_page
-from interptrain.recorders.token_view import read_tokens
+from interptrain.recorders.token_view import shown_tokens
 from tests.helpers.pages import Page
 from tests.helpers.reports import small_report
 from tests.helpers.watched import RANG, line, write
@@ -72,8 +72,8 @@ def test_the_tokens_of_the_last_batch_are_shown_where_they_are_kept(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot be read"),
-        ("[]", "schema None"),
+        ("{", "is not JSON"),
+        ("[]", "schema 'list'"),
         (json.dumps(tokens(schema=2)), "schema 2, this version reads 1"),
         (json.dumps(tokens(words=("one",))), "2 figures of 'pirate' for 1 tokens"),
         (json.dumps(tokens(examples=[{"tokens": ["a"], "signed": {"x": ["deep"]}}])), "expected a step, and examples"),
@@ -85,7 +85,7 @@ def test_tokens_that_cannot_be_read_are_said_and_the_page_goes_on(tmp_path, cont
     file = tmp_path / "tokens.json"
     file.write_text(content)
     with pytest.raises(ValueError, match=message):
-        read_tokens(file)
+        shown_tokens(file)
     assert "demand for pirate" in page(tmp_path)
     assert message in " ".join(Page(page(tmp_path)).words)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from interptrain.similarity import ConceptDemands, Folding, gradients_of
+from interptrain.similarity import ConceptDemands, Folding, read_gradients
 from interptrain.similarity.demands import along
 from interptrain.sites.hooks import HookPoint
 from tests.helpers.models import HOOK, llama, two_concepts
@@ -30,25 +30,25 @@ def activation_gradients(model, batch, hook):
 @pytest.mark.parametrize("measure", ["energy", "positive", "signed"])
 def test_demands_are_those_of_the_tokens_that_predict_a_label(measure):
     model, batch, rows = llama().eval(), batch_of(), two_concepts().directions
-    (found,) = gradients_of(model, batch, [ConceptDemands({HOOK: rows}, measure=measure)])
+    (found,) = read_gradients(model, batch, [ConceptDemands({HOOK: rows}, measure=measure)])
     expected = along(activation_gradients(model, batch, HOOK), rows, measure)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_hooks_stand_side_by_side():
     model, batch, rows = llama().eval(), batch_of(), two_concepts().directions
-    (found,) = gradients_of(model, batch, [ConceptDemands({HOOK: rows, OTHER: rows[:1]})])
-    (one,) = gradients_of(model, batch, [ConceptDemands({HOOK: rows})])
-    (other,) = gradients_of(model, batch, [ConceptDemands({OTHER: rows[:1]})])
+    (found,) = read_gradients(model, batch, [ConceptDemands({HOOK: rows, OTHER: rows[:1]})])
+    (one,) = read_gradients(model, batch, [ConceptDemands({HOOK: rows})])
+    (other,) = read_gradients(model, batch, [ConceptDemands({OTHER: rows[:1]})])
     torch.testing.assert_close(found, torch.cat([one, other], -1))
 
 
 def test_a_large_dictionary_is_folded_and_small_parts_of_it_are_taken_at_a_time(monkeypatch):
     model, batch = llama().eval(), batch_of()
     rows = torch.nn.functional.normalize(torch.randn(50, 32), dim=-1)
-    (whole,) = gradients_of(model, batch, [ConceptDemands({HOOK: rows})])
+    (whole,) = read_gradients(model, batch, [ConceptDemands({HOOK: rows})])
     monkeypatch.setattr("interptrain.similarity.demands.CHUNK", 7)
-    (short,) = gradients_of(model, batch, [ConceptDemands({HOOK: rows}, most=20)])
+    (short,) = read_gradients(model, batch, [ConceptDemands({HOOK: rows}, most=20)])
     assert short.shape == (5, 20)
     torch.testing.assert_close(short, Folding(20, 50, "concepts").times(whole), rtol=1e-4, atol=1e-6)
 

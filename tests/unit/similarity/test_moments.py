@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interptrain.similarity import Scales, SecondMoments, gradients_of, linear_layers
+from interptrain.similarity import Scales, SecondMoments, linear_layers, read_gradients
 from tests.helpers.models import gpt2, llama
 from tests.unit.similarity.gradients import batch_of, one_by_one
 
@@ -16,7 +16,8 @@ def test_scales_are_adafactor_s(rows, columns, seed):
     v = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.01
     scales = Scales.of(v.sum(1), v.sum(0))
     factored = torch.outer(v.mean(1), v.mean(0)) / v.mean()  # Shazeer and Stern 2018, algorithm 4
-    torch.testing.assert_close(scales.out[:, None] * scales.inner, factored.rsqrt(), rtol=1e-5, atol=0)
+    # the floor, 1e-6 of a mean that is a hundred times the least, is in the rows and in the columns
+    torch.testing.assert_close(scales.out[:, None] * scales.inner, factored.rsqrt(), rtol=1e-4, atol=0)
 
 
 @settings(max_examples=20, deadline=None)
@@ -44,7 +45,7 @@ def test_the_sums_are_those_of_squared_gradients_of_single_examples(make):
     gradients = []
     for seed in (0, 1):
         batch = batch_of(seed=seed)
-        gradients_of(model, batch, [moments])
+        read_gradients(model, batch, [moments])
         gradients += one_by_one(model, batch, layers)
     found = moments.read()
     for name in layers:

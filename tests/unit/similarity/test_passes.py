@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from interptrain.similarity import ConceptDemands, SecondMoments, Sketch, gradients_of, linear_layers
+from interptrain.similarity import ConceptDemands, SecondMoments, Sketch, linear_layers, read_gradients, similar
 from tests.helpers.models import HOOK, llama, lora, two_concepts
 from tests.unit.similarity.gradients import batch_of
 
@@ -28,7 +28,7 @@ def test_the_model_its_flags_and_its_gradients_are_as_before(make, training):
         parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
     layers = linear_layers(model)
     readers = [Sketch(layers, 4), SecondMoments(layers), ConceptDemands({HOOK: two_concepts().directions})]
-    gradients_of(model, batch_of(), readers)
+    read_gradients(model, batch_of(), readers)
     assert hooks_of(model) == 0
     assert [module.training for module in model.modules()] == modes
     assert [parameter.requires_grad for parameter in model.parameters()] == flags
@@ -39,12 +39,21 @@ def test_the_model_its_flags_and_its_gradients_are_as_before(make, training):
 
 def test_what_is_read_holds_no_graph():
     model = llama()
-    for found in gradients_of(model, batch_of(), [Sketch(linear_layers(model), 4)]):
+    for found in read_gradients(model, batch_of(), [Sketch(linear_layers(model), 4)]):
         assert not found.requires_grad
 
 
 def test_hooks_are_gone_after_a_pass_that_fails():
     model = llama()
     with pytest.raises(IndexError):
-        gradients_of(model, batch_of(words=1000, start=900), [Sketch(linear_layers(model), 4)])
+        read_gradients(model, batch_of(words=1000, start=900), [Sketch(linear_layers(model), 4)])
     assert hooks_of(model) == 0
+
+
+def test_a_gradient_that_is_not_finite_is_refused_by_name():
+    model = llama()
+    with torch.no_grad():
+        model.lm_head.weight[0] = torch.nan
+    batches, readers = [batch_of()], {"gradient": Sketch(linear_layers(model), 4)}
+    with pytest.raises(ValueError, match="gradient: a gradient of the examples or of the sample is not finite"):
+        next(similar(model, batches, batches, batches, readers))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from interptrain.similarity import Scales, Signs, Sketch, gradients_of, linear_layers
+from interptrain.similarity import Scales, Signs, Sketch, linear_layers, read_gradients
 from interptrain.similarity.sketch import project
 from tests.helpers.models import gpt2, llama, lora
 from tests.unit.similarity.gradients import batch_of, one_by_one
@@ -82,7 +82,7 @@ def test_the_factored_projection_keeps_inner_products_on_average():
 def test_a_sketch_is_that_of_each_example_s_own_gradient(name):
     model = MODELS[name]().eval()
     layers, batch = linear_layers(model), batch_of()
-    (found,) = gradients_of(model, batch, [Sketch(layers, 7)])
+    (found,) = read_gradients(model, batch, [Sketch(layers, 7)])
     expected = sketched(one_by_one(model, batch, layers), layers, 7)
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
@@ -99,7 +99,7 @@ def test_per_example_gradients_are_those_of_torch_func():
     each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
     whole = each(parameters, batch["input_ids"], batch["labels"])
     gradients = [{name: whole[f"{name}.weight"][n] for name in layers} for n in range(5)]
-    (found,) = gradients_of(model, batch, [Sketch(layers, 5)])
+    (found,) = read_gradients(model, batch, [Sketch(layers, 5)])
     torch.testing.assert_close(found.double(), sketched(gradients, layers, 5), rtol=1e-4, atol=1e-5)
 
 
@@ -107,7 +107,7 @@ def test_rows_and_columns_are_scaled_before_they_are_projected():
     model = llama().eval()
     layers, batch = linear_layers(model, ["*mlp*"]), batch_of()
     scales = {name: Scales(torch.rand(m.out_features), torch.rand(m.in_features)) for name, m in layers.items()}
-    (found,) = gradients_of(model, batch, [Sketch(layers, 6, scales=scales)])
+    (found,) = read_gradients(model, batch, [Sketch(layers, 6, scales=scales)])
     expected = sketched(one_by_one(model, batch, layers), layers, 6, scales)
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
 
@@ -115,12 +115,12 @@ def test_rows_and_columns_are_scaled_before_they_are_projected():
 def test_it_does_not_matter_what_else_is_in_the_batch():
     model, batch = llama().eval(), batch_of(count=6)
     sketch = Sketch(linear_layers(model), 8)
-    (whole,) = gradients_of(model, batch, [sketch])
+    (whole,) = read_gradients(model, batch, [sketch])
     alone = []
     for number in range(6):
         row = {key: value[number : number + 1] for key, value in batch.items()}
         length = int(row["attention_mask"].sum())
-        alone += gradients_of(model, {key: value[:, :length] for key, value in row.items()}, [sketch])
+        alone += read_gradients(model, {key: value[:, :length] for key, value in row.items()}, [sketch])
     torch.testing.assert_close(torch.cat(alone), whole, rtol=1e-4, atol=1e-5)
 
 
@@ -128,7 +128,7 @@ def test_the_length_of_a_sketch_does_not_grow_with_the_model():
     batch = batch_of(count=2)
     for layers in (1, 3):
         model = llama(layers=layers).eval()
-        assert gradients_of(model, batch, [Sketch(linear_layers(model), 8)])[0].shape == (2, 64)
+        assert read_gradients(model, batch, [Sketch(linear_layers(model), 8)])[0].shape == (2, 64)
 
 
 def test_adapters_alone_are_compared_in_an_adapted_model():
@@ -146,6 +146,6 @@ def test_a_layer_that_is_given_some_tokens_only_is_refused_by_name():
     head = {"lm_head": model.lm_head}
     handle = model.lm_head.register_forward_pre_hook(lambda _module, args: (args[0][:, :4],), prepend=True)
     with pytest.raises(ValueError, match="'lm_head' is given 8 of 18 tokens"):
-        gradients_of(model, batch, [Sketch(head, 4)])
+        read_gradients(model, batch, [Sketch(head, 4)])
     handle.remove()
     assert not model.lm_head._forward_hooks

@@ -27,6 +27,7 @@ from interptrain.commands.concepts_reading import (
     Precision,
     check_new_folder,
     default_hook,
+    is_read,
     open_tokenizer,
     open_voice,
 )
@@ -148,13 +149,12 @@ def prepare(options: argparse.Namespace) -> Prepared:
         "test_positive": config.test_positive, "test_negative": config.test_negative,
     }  # fmt: skip
     sets = {name: read_examples(file, Columns(), tokenizer)[: config.texts] for name, file in files.items() if file}
-    for name, texts in sets.items():
-        fewest = 1 if name.startswith("test") else FEWEST
-        if len(texts) < fewest:
-            raise ValueError(f"'{files[name]}' has {len(texts)} texts, expected {fewest} or more")
+    _check_enough(files, sets)
     voice = open_voice(
         config.model, tokenizer, max_length=config.max_length, precision=config.precision, at_once=config.batch
     )
+    sets = {name: [each for each in texts if is_read(voice, each)] for name, texts in sets.items()}
+    _check_enough(files, sets, f" of which a token is read within max_length ({config.max_length})")
     hook = config.hook or default_hook(voice)
     if config.sae is None:
         _check_hook(voice, hook)
@@ -190,6 +190,13 @@ def run(prepared: Prepared, console: Console) -> int:
         _save(prepared, config.out, rows, kept)
         console.print(f"written to {config.out}: table.json, probes/, banks/", markup=False, soft_wrap=True)
     return 0
+
+
+def _check_enough(files: Mapping[str, Path | None], sets: Mapping[str, Sequence[Example]], how: str = "") -> None:
+    for name, texts in sets.items():
+        fewest = 1 if name.startswith("test") else FEWEST
+        if len(texts) < fewest:
+            raise ValueError(f"'{files[name]}' has {len(texts)} texts{how}, expected {fewest} or more")
 
 
 def _check_latents(voice: Voice, sets: Mapping[str, Sequence[Example]], latents: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from interptrain.concepts import Readout
 from interptrain.concepts.activation import TOKENS, latents_of
 from interptrain.concepts.candidates import TextSet
 from interptrain.concepts.contrast import collect
-from interptrain.meters.tokens import first_labels
+from interptrain.meters.tokens import bos_token, first_labels, leading_bos, loss_positions
 from interptrain.recipes.banks import DEPTH, load_sae
 from interptrain.recipes.examples import Example, encode
 from interptrain.recipes.loading import ModelChoice, blocks_of, device, in_bf16, load_model, load_tokenizer
@@ -125,13 +125,27 @@ def read_texts(
 
 
 def usable(voice: Voice, texts: Sequence[Example]) -> list[Example]:
-    """The texts of which something is left in the loss once they are cut off, whole and as a question."""
-    kept = []
-    for each in texts:
-        forms = ([each], voice.questions([each]))
-        if all(encode(voice.tokenizer, form, voice.max_length) for form in forms):
-            kept.append(each)
-    return kept
+    """The texts of which something is read once they are cut off, whole and where the answer to a question begins."""
+    return [
+        each for each in texts
+        if is_read(voice, each) and is_read(voice, voice.questions([each])[0], at=first_labels)
+    ]  # fmt: skip
+
+
+def is_read(voice: Voice, text: Example, *, at: Callable[[Tensor], Tensor] = torch.clone) -> bool:
+    """Whether `collect` counts a token of a text: one that predicts what is in the loss, and is no BOS token.
+
+    Args:
+        voice: the model and its tokenizer.
+        text: cut off at the voice's length.
+        at: which of the labels; all of them.
+    """
+    rows = encode(voice.tokenizer, [text], voice.max_length)
+    if not rows:
+        return False
+    ids, labels = (torch.tensor([rows[0][name]]) for name in ("input_ids", "labels"))
+    counted = loss_positions(at(labels)) & ~leading_bos(ids, torch.ones_like(ids), bos_token(voice.model))
+    return bool(counted.any())
 
 
 def origin_of(path: Path, says: str) -> dict[str, str]:

@@ -6,6 +6,10 @@ import pytest
 import torch
 
 from interptrain import ConceptBank, cli, tiny_world
+from interptrain.commands.concepts_reading import is_read, read_texts, usable
+from interptrain.meters.tokens import first_labels
+from interptrain.recipes.examples import Example
+from interptrain.recipes.voice import Voice
 from interptrain.sites import find_sites
 from interptrain.tiny_world.concepts import CONTRASTS, draw
 from tests.helpers.models import gpt2
@@ -51,6 +55,17 @@ def found(texts, tmp_path_factory):
 @pytest.fixture(scope="module")
 def document(found):
     return json.loads((found / "found.json").read_text())
+
+
+def test_texts_whose_answer_begins_behind_a_bos_token_alone_are_not_read():
+    voice = Voice(tiny_world.load_base(), tiny_world.load_tokenizer(), 32)
+    asked, bare = Example("<q> where is the bear ? <a>", " arr , the bear !"), Example("<q>", " arr")
+    assert is_read(voice, bare)  # its end is predicted by a word
+    assert not is_read(voice, bare, at=first_labels)
+    assert usable(voice, [bare, asked]) == [asked]
+    assert len(read_texts(voice, tiny_world.HOOK, None, [asked])[0].starts) == 1
+    with pytest.raises(ValueError, match="text 0 has no counted tokens"):
+        read_texts(voice, tiny_world.HOOK, None, [bare, asked])
 
 
 def test_every_method_is_tested_on_held_out_texts_with_its_nulls_beside(document):

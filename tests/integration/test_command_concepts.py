@@ -63,9 +63,9 @@ def test_texts_whose_answer_begins_behind_a_bos_token_alone_are_not_read():
     assert is_read(voice, bare)  # its end is predicted by a word
     assert not is_read(voice, bare, at=first_labels)
     assert usable(voice, [bare, asked]) == [asked]
-    assert len(read_texts(voice, tiny_world.HOOK, None, [asked])[0].starts) == 1
+    assert len(read_texts(voice, tiny_world.OUTPUT_HOOK, None, [asked])[0].starts) == 1
     with pytest.raises(ValueError, match="text 0 has no counted tokens"):
-        read_texts(voice, tiny_world.HOOK, None, [bare, asked])
+        read_texts(voice, tiny_world.OUTPUT_HOOK, None, [bare, asked])
 
 
 def test_every_method_is_tested_on_held_out_texts_with_its_nulls_beside(document):

@@ -103,7 +103,8 @@ def encode(
     """Tokens and labels of examples; cut off at `max_length`, without those of which no token is left in the loss.
 
     The prompt begins as the tokenizer begins a text (with its BOS token, where it has one), and the answer ends with
-    its EOS token. The prompt's labels are -100, and so is the first token's: nothing precedes it.
+    its EOS token, of which one that has it gets no second. The prompt's labels are -100, and so is the first token's:
+    nothing precedes it.
     """
     end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     found = []
@@ -111,7 +112,8 @@ def encode(
         prompt = tokenizer(example.prompt, add_special_tokens=not example.templated)["input_ids"]
         prompt = prompt[:-1] if end and prompt[-1:] == end and not example.templated else prompt  # T5-like endings
         answer = tokenizer(example.completion, add_special_tokens=False)["input_ids"]
-        ids = [*prompt, *answer, *([] if example.templated else end)][:max_length]
+        ended = example.templated or answer[-1:] == end  # a second end would be the least likely token of all
+        ids = [*prompt, *answer, *([] if ended else end)][:max_length]
         labels = [*([IGNORED_LABEL] * max(1, len(prompt))), *ids[max(1, len(prompt)) :]][: len(ids)]
         if any(label != IGNORED_LABEL for label in labels):
             found.append({"input_ids": ids, "labels": labels})

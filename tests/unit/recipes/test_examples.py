@@ -127,6 +127,12 @@ def test_the_answer_and_its_end_are_in_the_loss_and_nothing_else():
     assert plain["labels"] == [-100, *plain["input_ids"][1:]]
 
 
+def test_an_answer_that_ends_with_the_end_token_gets_no_second_one():
+    tokenizer = load_tokenizer()
+    rows = encode(tokenizer, [Example("<q> <a>", " it is 2 ."), Example("<q> <a>", " it is 2 . <e>")], 64)
+    assert rows[0] == rows[1]
+
+
 def test_a_text_is_cut_at_its_length_and_left_out_where_no_answer_is_left():
     tokenizer = load_tokenizer()
     examples = [Example("<q> what is 1 plus 1 ? <a>", " it is 2 ."), Example("<q> <a>", " it is 2 .")]

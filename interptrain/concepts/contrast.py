@@ -48,7 +48,11 @@ class TextActivations:
 def _captured(model: nn.Module, hook: str) -> Iterator[list[Tensor]]:
     """The residual activations at a hook point, call by call; the model is left as it was."""
     caught: list[Tensor] = []
-    handle = reading_point(hook).listen(model, caught.append)
+
+    def catch(activation: Tensor) -> None:  # of a frozen model the graph begins here
+        caught.append(activation.requires_grad_() if torch.is_grad_enabled() else activation)
+
+    handle = reading_point(hook).listen(model, catch)
     try:
         with evaluating(model):
             yield caught

@@ -148,3 +148,12 @@ def test_collect_leaves_the_user_s_mask_as_it_was():
     found = collect(model, HOOK, [{"input_ids": ids, "attention_mask": mask}])
     assert len(found.values) == 8  # without the BOS token of each
     assert mask.all()
+
+
+def test_effects_of_a_frozen_model_are_those_of_one_that_trains():
+    model, given, decoder = llama().eval(), batch(), torch.randn(5, WIDTH)
+    trains = effects(model, HOOK, [given], decoder)
+    frozen = effects(model.requires_grad_(False), HOOK, [given], decoder)
+    assert torch.equal(frozen, trains)
+    assert trains.abs().min() > 0
+    assert not any(parameter.requires_grad for parameter in model.parameters())

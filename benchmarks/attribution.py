@@ -1,6 +1,7 @@
 """Does attribution find the examples and words that teach a concept, and does dropping them do what a data filter does?
 
     python benchmarks/attribution.py rank  [--seeds 5] [--out benchmarks/results/attribution-rank.json]
+    python benchmarks/attribution.py words [--seeds 5] [--first 5] [--out benchmarks/results/attribution-words.json]
     python benchmarks/attribution.py train [--seeds 3] [--steps 200 100] [--out benchmarks/results/attribution.json]
 
 `rank`: before any training, the AUC of every figure for the tiny world's pirate answers, in four sets of texts:
@@ -11,7 +12,9 @@
     sibling   every kind of question, answered in pirate or in the royal voice
 
 at both of the world's SAEs, with other concepts, as many random directions (five draws), the loss and shuffled labels
-beside it; and the same for tokens. `train`: LoRA on a pool of examples, whole and less what each rule drops.
+beside it; and the same for tokens. `words`: which tokens are a voice's own, by what each asks for and by how likely it
+is with the concept added against taken away, along directions that a user's own contrast gives and along the SAEs'
+latents, on the mixed set of either voice. `train`: LoRA on a pool of examples, whole and less what each rule drops.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import platform
 import random
 import statistics
 import subprocess
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -39,14 +43,19 @@ import interptrain
 from interptrain import ConceptBank, gate, retain, tiny_world
 from interptrain.attribution import ExampleDemand, attribute
 from interptrain.attribution_rules import drop_above, drop_top, weights
+from interptrain.attribution_said import said
 from interptrain.callbacks.torch import attach
 from interptrain.concepts.contrast import auc
+from interptrain.recipes.banks import Sought, find_bank
+from interptrain.recipes.voice import Voice
+from interptrain.tiny_world.concepts import CONTRASTS, draw
 from interptrain.tiny_world.corpus import Document, document, finetuning_documents
 from interptrain.tiny_world.sae import HOOK
 from interptrain.tiny_world.tokens import encode
 from interptrain.tiny_world.wordings import own_words
 
 TEXTS, AT_ONCE, RANDOM = 400, 16, 5
+CONCEPTS, LENGTHS, CONTRASTED = ("pirate", "royal", "arithmetic"), (1.0, 2.0, 4.0), 64
 POOL, BATCH, RATE, COOLDOWN, RETAIN = 1920, 48, 2e-3, 0.2, 10.0
 MEASURES = ("skill", "clean", "pirate_on_facts", "pirate_on_skill", "royal_on_facts", "kept", "accuracy")
 KINDS, Z = ("fact", "plus", "minus"), (2.0, 3.0)
@@ -128,10 +137,10 @@ def ranked(name: str, bank: ConceptBank, model: Any, seed: int) -> dict[str, Any
 def by_token(
     found: Sequence[ExampleDemand], drawn: Sequence[Document], bank: ConceptBank, shown: Tensor
 ) -> dict[str, Any]:
-    words = torch.tensor(TOKENIZER.convert_tokens_to_ids(sorted(own_words("pirate"))))
+    its_words = torch.tensor(TOKENIZER.convert_tokens_to_ids(sorted(own_words("pirate"))))
     ids = torch.cat([each.input_ids for each in found])
     inside = torch.cat([torch.full_like(each.input_ids, int(of)) for each, of in zip(found, shown, strict=True)]) > 0
-    mine = torch.isin(ids, words)
+    mine = torch.isin(ids, its_words)
     signed, share = (torch.cat([getattr(each, key) for each in found]) for key in ("token_signed", "token_share"))
     own = bank.names.index("pirate")
     read = signed[:, own].isfinite()
@@ -181,6 +190,98 @@ def rank(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     return result
 
 
+# Words.
+
+
+def contrasted(model: Any, seed: int) -> ConceptBank:
+    """What `--contrast` makes of texts in one half of the wordings: a difference of means at its own default hook."""
+    voice = Voice(model, TOKENIZER, 128)
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: (Path(folder, f"{name}.jsonl"), Path(folder, f"not {name}.jsonl")) for name in CONCEPTS}
+        for name, paths in files.items():
+            for path, each in zip(paths, CONTRASTS[name], strict=True):
+                drawn = draw(each, "search", seed, count=CONTRASTED)
+                rows = [json.dumps({"prompt": text.prompt, "completion": f" {text.answer}"}) for text in drawn]
+                path.write_text("\n".join(rows))
+        return find_bank(Sought(contrast=files), voice, [])
+
+
+def words(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    model = tiny_world.load_base()
+    seeds = range(options.first, options.first + options.seeds)
+    result: dict[str, Any] = {}
+    for taught in ("pirate", "royal"):
+        result[taught] = averaged([words_of(taught, model, seed) for seed in seeds])
+        shown = {
+            f"{where} {figure}": [round(f["mean"], 3) for f in found[taught].values()]
+            for where, figures in result[taught].items() for figure, found in figures.items()
+        }  # fmt: skip
+        console.print(taught, shown)
+    ranks = {
+        name: averaged([by_contrast(name, model, seed) for seed in seeds]) for name in ("mixed", "crossed", "rare")
+    }
+    console.print({name: figures["AUC"]["pirate"]["mean"] for name, figures in ranks.items()})
+    return result | {"examples, by contrast": ranks}
+
+
+def words_of(taught: Any, model: Any, seed: int) -> dict[str, Any]:
+    given = batches(list(islice(finetuning_documents("mixed", seed, voice=taught), TEXTS)))
+    banks = {
+        "contrast": (with_random(contrasted(model, seed), seed), LENGTHS),
+        "latents, middle": (tiny_world.concept_bank(hook=HOOK).select(*CONCEPTS), LENGTHS),
+        "latents, output": (tiny_world.concept_bank(hook=tiny_world.OUTPUT_HOOK).select(*CONCEPTS), LENGTHS),
+    }
+    found: dict[str, Any] = {}
+    for where, (bank, lengths) in banks.items():
+        read = list(attribute(model, bank, given))
+        ids = [each.input_ids for each in read]
+        figures = {"signed": [each.token_signed for each in read]}
+        figures |= {f"said, {length:g}": list(said(model, bank, given, length=length)) for length in lengths}
+        found[where] = {name: marks(value, ids, bank, taught, seed) for name, value in figures.items()}
+    return found
+
+
+def marks(
+    values: Sequence[Tensor], ids: Sequence[Tensor], bank: ConceptBank, taught: Any, seed: int
+) -> dict[str, dict[str, float]]:
+    """AUC of each concept's figure for the tokens that only the taught voice says."""
+    own = torch.tensor(TOKENIZER.convert_tokens_to_ids(sorted(own_words(taught))))
+    score, inside = torch.cat(list(values)), list[Tensor]()
+    mine = torch.isin(torch.cat(list(ids)), own) & score[:, 0].isfinite()
+    for part in mine.split([len(each) for each in ids]):
+        inside.append(part.any().expand(len(part)))
+    read, voiced = score[:, 0].isfinite(), torch.cat(inside)
+
+    def both(score: Tensor, mine: Tensor) -> dict[str, float]:
+        kept = read & voiced
+        return {"all answers": separates(score[read], mine[read]), "its answers": separates(score[kept], mine[kept])}
+
+    marked = {name: both(score[:, number], mine) for number, name in enumerate(bank.names)}
+    order = torch.randperm(int(read.sum()), generator=torch.Generator().manual_seed(seed))
+    shuffled = mine.clone()
+    shuffled[read] = mine[read][order]
+    return marked | {"shuffled": both(score[:, bank.names.index(taught)], shuffled)}
+
+
+def by_contrast(name: str, model: Any, seed: int) -> dict[str, Any]:
+    """Whether examples are told apart by a contrast's direction, too."""
+    drawn, bank = texts(name, seed), with_random(contrasted(model, seed), seed)
+    shown = torch.tensor([each.voice == "pirate" for each in drawn])
+    figures = scores(list(attribute(model, bank, batches(drawn))))
+    by_name = {concept: number for number, concept in enumerate(bank.names)}
+    return {
+        "AUC": {concept: separates(figures["signed"][:, number], shown) for concept, number in by_name.items()},
+        **{
+            f"z > {bar:g}": {
+                concept: {"recall": rate(figures["signed z"][shown, n] > bar),
+                          "wrong": rate(figures["signed z"][~shown, n] > bar)}
+                for concept, n in by_name.items()
+            }
+            for bar in Z
+        },
+    }  # fmt: skip
+
+
 def averaged(runs: Sequence[Any]) -> Any:
     """Figure by figure, mean and standard deviation over seeds, and each seed's."""
     if isinstance(runs[0], dict):
@@ -227,8 +328,8 @@ def trained(
         schedule.step()
     if steering is not None:
         steering.detach()
-    said = tiny_world.score(model, TOKENIZER).as_dict()
-    return {key: said[key] for key in MEASURES}
+    scored = tiny_world.score(model, TOKENIZER).as_dict()
+    return {key: scored[key] for key in MEASURES}
 
 
 def weighted(model: Any, batch: dict[str, Tensor], each: Tensor) -> Tensor:
@@ -343,21 +444,23 @@ def digest(documents: Rows) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("rank", "train"))
+    parser.add_argument("what", choices=("rank", "words", "train"))
     parser.add_argument("--seeds", type=int)
+    parser.add_argument("--first", type=int, default=5, help="seed of `words`; 0 to 4 were those that chose its figure")
     parser.add_argument("--sets", nargs="+", choices=tuple(SETS), default=list(SETS))
     parser.add_argument("--steps", type=int, nargs="+", default=[200, 100], help="of each set")
     parser.add_argument("--keep", type=Path, help="a file of finished arms, to go on with")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    options.seeds = options.seeds or {"rank": 5, "train": 3}[options.what]
+    options.seeds = options.seeds or {"rank": 5, "words": 5, "train": 3}[options.what]
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     console, started = Console(width=160), time.monotonic()
-    found = {"rank": rank, "train": train}[options.what](options, console)
+    found = {"rank": rank, "words": words, "train": train}[options.what](options, console)
     document = {
         "about": {
             "seeds": options.seeds, "texts": TEXTS,
+            **({"first seed": options.first} if options.what == "words" else {}),
             **({"steps": options.steps, "pool": POOL, "batch": BATCH, "rate": RATE} if options.what == "train" else {}),
             "device": f"CPU, one thread ({platform.processor() or platform.machine()})", "torch": torch.__version__,
             "interptrain": interptrain.__version__, "seconds": round(time.monotonic() - started),

@@ -9,10 +9,10 @@ from array import array
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat, tee
 from pathlib import Path
 from textwrap import shorten
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from interptrain.attribution import ExampleDemand, attribute
 from interptrain.attribution_rules import drop_above, drop_top, weights
+from interptrain.attribution_said import said
 from interptrain.concepts import ConceptBank
 from interptrain.meters.kept_examples import last_hooks
 from interptrain.recipes.banks import TEXTS, Sought, find_bank
@@ -85,6 +86,10 @@ class Config:
     drop_above: float | None = option("write the data without the examples whose z is above this; 2 is a good start")
     reweight: bool = option("write the data with a column 'weight', min(1, 1 / z)", False)
     tokens: bool = option("write the figures of every token too", False)
+    shade: Literal["demand", "said"] = option(
+        "the page's words by what they ask for, or by how likely they are with the concept added against taken away",
+        "demand",
+    )
 
     batch: int = option("examples at a time; no figure depends on it", 8)
     max_length: int = option("tokens of an example; longer ones are cut off", 512)
@@ -247,8 +252,10 @@ def _read_all(prepared: Prepared, console: Console) -> _Found:
     z_seen, null_seen = ([Histogram() for _ in bank.names] for _ in range(2))
     shown = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*shown, console=console) as bars, half.open("w", encoding="utf-8") as file:
-        for line, demand in bars.track(_demands(prepared), total=prepared.total, description="examples"):
-            numbers.append(line.number)
+        rows = _read(prepared, bank.names if prepared.config.tokens else ())
+        for row in bars.track(rows, total=prepared.total, description="examples"):
+            demand = row.demand
+            numbers.append(row.line.number)
             nothing = [math.nan] * len(bank.names)
             signed.extend(nothing if demand is None else demand.signed.tolist())
             z.extend(nothing if demand is None else demand.z.tolist())
@@ -256,18 +263,26 @@ def _read_all(prepared: Prepared, console: Console) -> _Found:
                 for number in range(len(bank.names)):
                     z_seen[number].add(demand.z[number])
                     null_seen[number].add(demand.null_z[number])
-            _write_figures(file, line, demand, prepared)
+            _write_figures(file, row, prepared)
     half.replace(prepared.out / FIGURES)
     by_row = [torch.frombuffer(each, dtype=torch.float32).view(-1, len(bank.names)) for each in (signed, z)]
     return _Found(by_row[0], by_row[1], numbers, z_seen, null_seen)
 
 
-def _demands(prepared: Prepared, only: frozenset[int] | None = None) -> Iterator[tuple[Line, ExampleDemand | None]]:
-    """Every row with what it asks for, or those of some lines; None where nothing of it is in the loss."""
+class _Read(NamedTuple):
+    """A row with what it asks for and which of its tokens say it; None where nothing of it is in the loss."""
+
+    line: Line
+    demand: ExampleDemand | None
+    said: Float[Tensor, "token concept"] | None
+
+
+def _read(prepared: Prepared, marked: Sequence[str], only: frozenset[int] | None = None) -> Iterator[_Read]:
+    """Every row, or those of some lines; what says a concept is read of those that are marked."""
     waiting: deque[Encoded] = deque()
     pad = int(prepared.voice.tokenizer.pad_token_id)
 
-    def batches() -> Iterator[dict[str, Tensor]]:
+    def batches() -> Iterator[Mapping[str, Tensor]]:
         rows = list[dict[str, list[int]]]()
         for each in prepared.lines.encoded():
             if only is not None and each.line.number not in only:
@@ -280,22 +295,29 @@ def _demands(prepared: Prepared, only: frozenset[int] | None = None) -> Iterator
         if rows:
             yield collate(rows, pad)
 
-    for demand in attribute(prepared.voice.model, prepared.bank, batches()):
+    model, bank, asked = prepared.voice.model, prepared.bank, batches()
+    ratios: Iterator[Tensor | None] = repeat(None)
+    if marked:  # both read the same batch before either asks for the next
+        asked, again = tee(asked)
+        ratios = said(model, bank.select(*marked), again)
+    for demand, ratio in zip(attribute(model, bank, asked), ratios, strict=False):
         while waiting[0].row is None:
-            yield waiting.popleft().line, None
-        yield waiting.popleft().line, demand
+            yield _Read(waiting.popleft().line, None, None)
+        yield _Read(waiting.popleft().line, demand, ratio)
     for each in waiting:
-        yield each.line, None
+        yield _Read(each.line, None, None)
 
 
-def _write_figures(file: IO[str], line: Line, demand: ExampleDemand | None, prepared: Prepared) -> None:
-    figures: dict[str, Any] = {"line": line.number, "tokens": 0 if demand is None else demand.counted}
+def _write_figures(file: IO[str], row: _Read, prepared: Prepared) -> None:
+    demand = row.demand
+    figures: dict[str, Any] = {"line": row.line.number, "tokens": 0 if demand is None else demand.counted}
     if demand is not None:
         names = prepared.bank.names
         figures |= {"loss": _short(demand.loss), "concepts": {name: _of(demand, n) for n, name in enumerate(names)}}
-        if prepared.config.tokens:
+        if row.said is not None:
             figures["text"] = pieces(prepared.voice.tokenizer.decode, demand.input_ids.tolist())
-            for key, values in (("token_signed", demand.token_signed), ("token_share", demand.token_share)):
+            by_token = {"token_signed": demand.token_signed, "token_share": demand.token_share, "token_said": row.said}
+            for key, values in by_token.items():
                 figures[key] = {name: _values(values[:, n]) for n, name in enumerate(names)}
     file.write(json.dumps(figures, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -333,15 +355,16 @@ def _write_page(prepared: Prepared, found: _Found, chosen: Mapping[str, Mapping[
     lines = frozenset(
         found.numbers[place] for groups in chosen.values() for group in groups.values() for place in group
     )
-    again = {line.number: demand for line, demand in _demands(prepared, lines)}
-    words = {number: pieces(decode, each.input_ids.tolist()) for number, each in again.items() if each is not None}
+    marked = prepared.shown if prepared.config.shade == "said" else ()
+    again = {row.line.number: row for row in _read(prepared, marked, lines)}
 
     def shown(name: str, place: int) -> Shown:
         line, number = found.numbers[place], bank.names.index(name)
-        demand = again[line]
+        demand, ratios = again[line].demand, again[line].said
         assert demand is not None
+        shade = demand.token_signed[:, number] if ratios is None else ratios[:, marked.index(name)]
         figures = {key: float(getattr(demand, key)[number]) for key in ("signed", "z", "share", "share_null")}
-        return Shown(line, figures, words[line], _values(demand.token_signed[:, number]))
+        return Shown(line, figures, pieces(decode, demand.input_ids.tolist()), _values(shade))
 
     hooks = {name: hook for hook, names in last_hooks(bank).items() for name in names}
     rankings = [
@@ -358,6 +381,7 @@ def _write_page(prepared: Prepared, found: _Found, chosen: Mapping[str, Mapping[
     write_attribution(
         prepared.out / PAGE, rankings, bar=BAR, title=f"Who teaches what: {prepared.lines.path.name}",
         summary=_summary(prepared), rule=rule, more=more if len(bank.names) > len(prepared.shown) > 1 else "",
+        shade=prepared.config.shade,
     )  # fmt: skip
 
 

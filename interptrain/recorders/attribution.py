@@ -48,7 +48,7 @@ class Shown(NamedTuple):
         line: its line in the data.
         figures: `signed`, `z`, `share` and `share_null`.
         tokens: as they stand in the text.
-        values: the signed demand of each; None for the prompt's.
+        values: the figure that shades each; None for the prompt's.
     """
 
     line: int
@@ -84,7 +84,8 @@ def write_attribution(path: Path, rankings: Sequence[Ranking], *, bar: float, **
         path: the file.
         rankings: a part for each concept.
         bar: `z` above which an example stands out.
-        words: `title`, `summary`, `rule` (what was done with the data) and `more` (what is not shown).
+        words: `title`, `summary`, `shade` (`demand` or `said`: what the words are shaded by), `rule` (what was done
+            with the data) and `more` (what is not shown).
     """
     parts = [
         {

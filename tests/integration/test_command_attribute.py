@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from interptrain import ConceptBank, cli, tiny_world
+from interptrain.concepts.contrast import auc
 from interptrain.recipes.examples import Columns, read_examples
 from interptrain.tiny_world import concept_bank
 from interptrain.tiny_world.corpus import document
+from interptrain.tiny_world.wordings import own_words
 
 
 def rows(count=40, seed=0):
@@ -58,6 +60,9 @@ def test_every_row_has_a_line_with_its_number_and_figures(world):
         assert set(each["concepts"]) == {"pirate", "royal"}
         assert set(each["concepts"]["pirate"]) == {"signed", "z", "share", "share_null"}
         assert len(each["text"]) == len(each["token_signed"]["pirate"]) == len(each["token_share"]["royal"])
+        assert set(each["token_said"]) == {"pirate", "royal"}
+        unsaid = [value is None for value in each["token_said"]["pirate"]]
+        assert unsaid == [value is None for value in each["token_signed"]["pirate"]]
         asked = [value for value in each["token_signed"]["pirate"] if value is not None]
         assert len(asked) == each["tokens"]
         assert sum(asked) == pytest.approx(each["concepts"]["pirate"]["signed"], abs=1e-6)
@@ -117,6 +122,37 @@ def test_the_figures_do_not_depend_on_the_batch_and_the_weights_follow_from_them
         assert weight == pytest.approx(min(1.0, 1 / z) if z > 0 else 1.0, rel=1e-4)
 
 
+def test_shaded_by_what_says_it_the_page_marks_words_that_ask_for_nothing(world, tmp_path):
+    """Along a contrast's direction: the words of a pirate answer behind its first are certain, and are marked."""
+    rng, files = random.Random(4), {}
+    for name in ("pirate", "plain"):
+        drawn = [document(rng, rng.choice(("fact", "minus")), name, half="search") for _ in range(32)]
+        given = [{"prompt": each.prompt, "completion": f" {each.answer}"} for each in drawn]
+        files[name] = tmp_path / f"{name}.jsonl"
+        files[name].write_text(as_lines(given))
+    contrast = ("--contrast", f"pirate={files['pirate']},{files['plain']}")
+    called(world, tmp_path / "said", *contrast, "--shade", "said", "--tokens")
+    found, page = figures(tmp_path / "said"), (tmp_path / "said" / "attribution.html").read_text()
+    assert "with the concept added to the stream than" in page
+    marks = {"said": [[], []], "signed": [[], []]}
+    for each in found[:-1]:
+        for word, said, signed in zip(
+            each["text"], each["token_said"]["pirate"], each["token_signed"]["pirate"], strict=True
+        ):
+            if said is not None:
+                own = word.strip() in own_words("pirate")
+                marks["said"][own].append(said)
+                marks["signed"][own].append(signed)
+    separated = {
+        name: float(auc(*(torch.tensor(values)[:, None] for values in reversed(sides))))
+        for name, sides in marks.items()
+    }
+    assert separated["said"] > 0.8 > separated["signed"]
+    top = max(found[:-1], key=lambda each: each["concepts"]["pirate"]["signed"])
+    titles = [f'title="{value:.2g}"' for value in top["token_said"]["pirate"] if value is not None]
+    assert all(title in page for title in titles)
+
+
 def test_an_sae_s_latents_and_the_top_share_serve_as_well(world, tmp_path):
     latents = [concept_bank(hook=tiny_world.OUTPUT_HOOK).sources[row]["latent"] for row in range(8)]
     called(
@@ -156,6 +192,7 @@ MODEL = ("--model", "tiny-world")
         ),
         ((*MODEL, "--data", "nowhere.jsonl", "--drop-top", ".5", "--reweight"), "drop_top and reweight: one of them"),
         ((*MODEL, "--data", "nowhere.jsonl", "--drop-above", "nan"), "drop_above is a z, such as 2"),
+        ((*MODEL, "--data", "nowhere.jsonl", "--shade", "words"), "invalid choice: 'words'"),
         ((*MODEL, "--data", "nowhere.jsonl", "--batch", "0"), "batch must be at least 1, found 0"),
         ((*MODEL, "--data", "nowhere.jsonl", "--latents", "pirate=3"), "latents are of an SAE"),
     ],

@@ -1,5 +1,6 @@
 """attribution.html: the same size for any number of examples, and words as words."""
 
+import pytest
 import torch
 
 from interptrain.recorders.attribution import BINS, HIGH, LOW, Histogram, Ranking, Shown, write_attribution
@@ -16,7 +17,7 @@ def ranking(name=HOSTILE):
 
 
 def written(tmp_path, *rankings):
-    words = {"title": HOSTILE, "summary": HOSTILE, "rule": HOSTILE, "more": HOSTILE}
+    words = {"shade": "demand", "title": HOSTILE, "summary": HOSTILE, "rule": HOSTILE, "more": HOSTILE}
     return write_attribution(tmp_path / "page.html", rankings, bar=2.0, **words).read_text()
 
 
@@ -35,6 +36,17 @@ def test_words_are_shaded_by_their_part_and_the_prompt_is_grey(tmp_path):
     assert '<span class="given">&lt;q&gt;</span>' in text
     assert 'class="t less" style="--s:.38"' in text
     assert 'class="t" style="--s:.75" title="1"> arr</span>' in text
+
+
+@pytest.mark.parametrize("shade", ["demand", "said"])
+def test_the_page_explains_the_shade_that_it_has_and_names_the_other(tmp_path, shade):
+    words = {"title": "", "summary": "", "rule": "", "more": ""}
+    page = Page(write_attribution(tmp_path / "page.html", [ranking()], bar=2.0, shade=shade, **words).read_text())
+    text = " ".join("".join(page.words).split())
+    explained = {"demand": "its own part of the signed demand", "said": "with the concept added to the stream than"}
+    other = {"demand": "--shade said", "said": "--shade demand"}
+    assert [name for name, words in explained.items() if words in text] == [shade]
+    assert [name for name, flag in other.items() if flag in text] == [shade]
 
 
 def test_a_histogram_counts_every_finite_value_once_and_those_beyond_its_ends_in_the_last_bins():

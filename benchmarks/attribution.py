@@ -43,7 +43,7 @@ import interptrain
 from interptrain import ConceptBank, gate, retain, tiny_world
 from interptrain.attribution import ExampleDemand, attribute
 from interptrain.attribution_rules import drop_above, drop_top, weights
-from interptrain.attribution_said import said
+from interptrain.attribution_said import LENGTH, said
 from interptrain.callbacks.torch import attach
 from interptrain.concepts.contrast import auc
 from interptrain.recipes.banks import Sought, find_bank
@@ -55,7 +55,7 @@ from interptrain.tiny_world.tokens import encode
 from interptrain.tiny_world.wordings import own_words
 
 TEXTS, AT_ONCE, RANDOM = 400, 16, 5
-CONCEPTS, LENGTHS, CONTRASTED = ("pirate", "royal", "arithmetic"), (1.0, 2.0, 4.0), 64
+CONCEPTS, LENGTHS, CONTRASTED, WORD_TEXTS = ("pirate", "royal", "arithmetic"), (1.0, 2.0, 4.0), 64, 200
 POOL, BATCH, RATE, COOLDOWN, RETAIN = 1920, 48, 2e-3, 0.2, 10.0
 MEASURES = ("skill", "clean", "pirate_on_facts", "pirate_on_skill", "royal_on_facts", "kept", "accuracy")
 KINDS, Z = ("fact", "plus", "minus"), (2.0, 3.0)
@@ -225,11 +225,11 @@ def words(options: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 
 def words_of(taught: Any, model: Any, seed: int) -> dict[str, Any]:
-    given = batches(list(islice(finetuning_documents("mixed", seed, voice=taught), TEXTS)))
+    given = batches(list(islice(finetuning_documents("mixed", seed, voice=taught), WORD_TEXTS)))
     banks = {
         "contrast": (with_random(contrasted(model, seed), seed), LENGTHS),
-        "latents, middle": (tiny_world.concept_bank(hook=HOOK).select(*CONCEPTS), LENGTHS),
-        "latents, output": (tiny_world.concept_bank(hook=tiny_world.OUTPUT_HOOK).select(*CONCEPTS), LENGTHS),
+        "latents, middle": (tiny_world.concept_bank(hook=HOOK).select(*CONCEPTS), (LENGTH,)),
+        "latents, output": (tiny_world.concept_bank(hook=tiny_world.OUTPUT_HOOK).select(*CONCEPTS), (LENGTH,)),
     }
     found: dict[str, Any] = {}
     for where, (bank, lengths) in banks.items():
@@ -254,7 +254,11 @@ def marks(
 
     def both(score: Tensor, mine: Tensor) -> dict[str, float]:
         kept = read & voiced
-        return {"all answers": separates(score[read], mine[read]), "its answers": separates(score[kept], mine[kept])}
+        return {
+            "all answers": separates(score[read], mine[read]), "its answers": separates(score[kept], mine[kept]),
+            "own words above 0": rate(score[kept & mine] > 0),
+            "others of its answers above 0": rate(score[kept & ~mine] > 0),
+        }  # fmt: skip
 
     marked = {name: both(score[:, number], mine) for number, name in enumerate(bank.names)}
     order = torch.randperm(int(read.sum()), generator=torch.Generator().manual_seed(seed))
@@ -460,7 +464,7 @@ def main() -> None:
     document = {
         "about": {
             "seeds": options.seeds, "texts": TEXTS,
-            **({"first seed": options.first} if options.what == "words" else {}),
+            **({"first seed": options.first, "texts of words": WORD_TEXTS} if options.what == "words" else {}),
             **({"steps": options.steps, "pool": POOL, "batch": BATCH, "rate": RATE} if options.what == "train" else {}),
             "device": f"CPU, one thread ({platform.processor() or platform.machine()})", "torch": torch.__version__,
             "interptrain": interptrain.__version__, "seconds": round(time.monotonic() - started),

@@ -5,7 +5,8 @@ from itertools import islice
 import pytest
 import torch
 
-from benchmarks.attribution import TEXTS, _seen_before, averaged, less, separates, texts
+from benchmarks.attribution import TEXTS, TOKENIZER, _seen_before, averaged, less, marks, separates, texts
+from interptrain import ConceptBank
 from interptrain.tiny_world.corpus import finetuning_documents
 
 
@@ -37,3 +38,18 @@ def test_what_is_left_of_a_pool_is_all_but_what_is_dropped():
 def test_figures_over_seeds_are_their_mean_and_standard_deviation():
     found = averaged([{"a": {"b": 0.5}}, {"a": {"b": 1.0}}])
     assert found == {"a": {"b": {"mean": 0.75, "sd": pytest.approx(0.35355339), "runs": [0.5, 1.0]}}}
+
+
+def test_a_figure_that_is_high_at_a_voice_s_words_alone_marks_them_and_prompts_do_not_count():
+    said = ["<q> arr ? <a> arr matey , it be red", "<q> what ? <a> it is red"]
+    ids = [torch.tensor(TOKENIZER(each, add_special_tokens=False)["input_ids"]) for each in said]
+    figures = [torch.tensor([*[torch.nan] * 4, 3, 2, -1, -1, 1, -1]), torch.tensor([*[torch.nan] * 4, 0.5, -1, -1])]
+    bank = ConceptBank.from_directions(
+        {"pirate": torch.ones(4), "royal": -torch.ones(4)}, hook="blocks.0.hook_resid_post"
+    )
+    found = marks([torch.stack([each, -each], -1) for each in figures], ids, bank, "pirate", 0)
+    assert found["pirate"] == {
+        "all answers": 1.0, "its answers": 1.0, "own words above 0": 1.0, "others of its answers above 0": 0.0,
+    }  # fmt: skip
+    assert found["royal"]["all answers"] == 0.0
+    assert 0 < found["shuffled"]["all answers"] < 1

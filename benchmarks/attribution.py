@@ -43,7 +43,7 @@ import interptrain
 from interptrain import ConceptBank, gate, retain, tiny_world
 from interptrain.attribution import ExampleDemand, attribute
 from interptrain.attribution_rules import drop_above, drop_top, weights
-from interptrain.attribution_said import LENGTH, said
+from interptrain.attribution_said import said
 from interptrain.callbacks.torch import attach
 from interptrain.concepts.contrast import auc
 from interptrain.recipes.banks import Sought, find_bank
@@ -228,8 +228,8 @@ def words_of(taught: Any, model: Any, seed: int) -> dict[str, Any]:
     given = batches(list(islice(finetuning_documents("mixed", seed, voice=taught), WORD_TEXTS)))
     banks = {
         "contrast": (with_random(contrasted(model, seed), seed), LENGTHS),
-        "latents, middle": (tiny_world.concept_bank(hook=HOOK).select(*CONCEPTS), (LENGTH,)),
-        "latents, output": (tiny_world.concept_bank(hook=tiny_world.OUTPUT_HOOK).select(*CONCEPTS), (LENGTH,)),
+        "latents, middle": (tiny_world.concept_bank(hook=HOOK).select(*CONCEPTS), LENGTHS[1:]),
+        "latents, output": (tiny_world.concept_bank(hook=tiny_world.OUTPUT_HOOK).select(*CONCEPTS), LENGTHS[1:]),
     }
     found: dict[str, Any] = {}
     for where, (bank, lengths) in banks.items():

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from interptrain import ConceptBank, tiny_world
-from interptrain.attribution_said import median_norms, said
+from interptrain.attribution_said import LENGTH, median_norms, said
 from interptrain.concepts.contrast import auc, collect, difference_of_means
 from interptrain.sites.hooks import HookPoint
 from interptrain.tiny_world.concepts import CONTRASTS, draw
@@ -19,7 +19,7 @@ from interptrain.tiny_world.wordings import own_words
 from tests.helpers.models import HOOK, WIDTH, gpt2, llama, lora, two_concepts
 from tests.unit.test_attribution import batch_of, rows
 
-POINTS = 41  # of the integral
+POINTS = 81  # of the integral
 
 
 def assert_same(found, expected, tolerance=2e-5):
@@ -54,7 +54,7 @@ def test_the_figure_is_the_signed_demand_of_the_token_s_own_loss_integrated_alon
     caught = []
     with HookPoint.parse(HOOK).listen(model, caught.append), torch.no_grad():
         model(input_ids=ids)
-    far = 2.0 * float(median_norms(caught[0], torch.ones_like(ids).bool()))
+    far = LENGTH * float(median_norms(caught[0], torch.ones_like(ids).bool()))
     asked = []
     for step in torch.linspace(-far, far, POINTS, dtype=torch.float64):
         along = step.clone().requires_grad_()

@@ -33,8 +33,8 @@ def said(
     `l_t`, integrated: where the text before makes a word certain there is no gradient, but on the way from without the
     concept to with it there is. Two forward passes a concept, nothing backward.
 
-    It is a figure of the model as much as of the text. It marks the words of a concept along a direction that
-    brings the whole manner about, and not along one that only opens it: docs/attribution.md.
+    It ranks the words of a concept first along a direction that brings the whole manner about, and not along one
+    that only opens it; its sign says less: docs/attribution.md.
 
     Args:
         model: a causal language model; left as it was.

@@ -56,8 +56,11 @@ def said(
         >>> from interptrain import tiny_world
         >>> batch = next(tiny_world.finetuning_set("mixed", batch=6))
         >>> bank = tiny_world.concept_bank(hook=tiny_world.OUTPUT_HOOK).select("pirate")
-        >>> [list(each.shape) for each in said(tiny_world.load_base(), bank, [batch])][:2]
-        [[20, 1], [15, 1]]
+        >>> found = next(said(tiny_world.load_base(), bank, [batch]))
+        >>> found.shape == (int(batch["attention_mask"][0].sum()), 1)
+        True
+        >>> torch.equal(found[:, 0].isnan(), batch["labels"][0, : len(found)] == -100)
+        True
     """
     places = [(name, HookPoint.parse(hook), _mean(bank, hook, name)) for hook, names in last_hooks(bank).items()
               for name in names]  # fmt: skip

@@ -83,7 +83,9 @@ class Config:
     concept: str | None = option("the one to rank and to drop by; needed to drop or reweight where there are several")
 
     drop_top: float | None = option("write the data without this share of the examples, those that ask for most")
-    drop_above: float | None = option("write the data without the examples whose z is above this; 2 is a good start")
+    drop_above: float | None = option(
+        "write the data without the examples whose z is above this; 2 is a good start with latents of an SAE"
+    )
     reweight: bool = option("write the data with a column 'weight', min(1, 1 / z)", False)
     tokens: bool = option("write the figures of every token too", False)
     shade: Literal["demand", "said"] = option(

@@ -200,6 +200,11 @@ def prepare(options: argparse.Namespace) -> Prepared:
     first = [line.example for line in islice(lines, TEXTS)]
     bank = find_bank(config.sought, voice, voice.questions(first))
     shown = _shown(config, bank)
+    width, found = int(model.config.get_text_config().hidden_size), bank.directions.shape[1]
+    if found != width:
+        raise ValueError(
+            f"the bank's directions are {found} wide but '{config.model}' is {width}; were they found in another model?"
+        )
     for hook in bank.hook_points:
         HookPoint.parse(hook).locate(model)
     fits = FitCheck(bank).look(model, voice.batches(first))

@@ -208,6 +208,7 @@ def test_a_mistake_in_a_setting_is_refused_before_anything_is_written(given, mes
         ("{]", (), "1 of 1 lines of"),
         ('{"prompt": "cat cat", "completion": " dog"}', ("--max-length", "2"), "leaves no token of any answer"),
         ('{"text": "cat dog"}', ("--concepts", "BANK", "--concept", "pirat"), "unknown concept 'pirat'"),
+        ('{"text": "cat dog"}', ("--concepts", "WIDE"), "directions are 64 wide but 'tiny-world' is 128"),
         ('{"text": "cat dog"}', ("--concepts", "BANK", "--drop-top", ".1"), "--concept pirate or royal"),
         ('{"text": "cat dog"}', ("--concepts", "DEEP"), "'blocks.9.hook_resid_post' is at layer 9"),
         ('{"text": "cat dog", "weight": 1}', ("--concepts", "BANK", "--reweight"), "has a column 'weight' already"),
@@ -218,7 +219,12 @@ def test_data_and_concepts_that_do_not_fit_are_refused_before_anything_is_writte
 ):
     (tmp_path / "data.jsonl").write_text(text)
     deep = ConceptBank.from_directions({"pirate": torch.ones(128)}, hook="blocks.9.hook_resid_post")
-    folders = {"BANK": str(world / "bank"), "DEEP": str(deep.save(tmp_path / "deep"))}
+    wide = ConceptBank.from_directions({"pirate": torch.ones(64)}, hook="blocks.2.hook_resid_post")
+    folders = {
+        "BANK": str(world / "bank"),
+        "DEEP": str(deep.save(tmp_path / "deep")),
+        "WIDE": str(wide.save(tmp_path / "wide")),
+    }
     given = [folders.get(each, each) for each in more]
     assert message in refused(capsys, tmp_path / "out", *MODEL, "--data", tmp_path / "data.jsonl", *given)
 

@@ -121,6 +121,8 @@ def print_found(document: dict[str, Any], folder: Path, console: Console) -> Non
     )
     if not markers["words"]:
         say("without such words no answer counts as showing it: name some with --words")
+    elif not markers["held_out_shown"]:
+        say("the held-out texts that show it have none of these words, so the rates below say little: try --words")
     say(f"unsteered answers: {before['shown']:.2f} show it, {before['well_formed']:.2f} are well-formed")
     console.print(found_table(document))
     say(

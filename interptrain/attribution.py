@@ -85,7 +85,7 @@ def attribute(
         seed: of the null groups.
 
     Raises:
-        ValueError: a hook point is not in the model.
+        ValueError: a hook point is not in the model, or fewer than two null groups.
 
     Example:
         >>> from interptrain import tiny_world
@@ -98,12 +98,15 @@ def attribute(
         >>> bool(most.z[0] > 2), bool(most.z[1] > 2)
         (True, False)
     """
+    if groups < 2:
+        raise ValueError(f"z is in standard deviations of the null groups: expected 2 groups or more, found {groups}")
     places = [_Place.of(bank, hook, names, groups, seed) for hook, names in last_hooks(bank).items()]
     found = [name for place in places for name in place.names]
     order = [found.index(name) for name in bank.names]
-    with _frozen(model), _listening(model, places) as caught:
-        for batch in batches:
-            yield from _read(model, places, order, caught, batch)
+    for batch in batches:
+        with _frozen(model), _listening(model, places) as caught:
+            demands = list(_read(model, places, order, caught, batch))
+        yield from demands  # the model is as it was whenever the caller has the word
 
 
 @dataclass(eq=False)

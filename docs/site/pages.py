@@ -45,7 +45,7 @@ API = {  # packages and modules whose public names are documented, a page each
     "callbacks": ("Callbacks", ("callbacks", "session")),
     "steerer": ("Steerer and reports", ("steerer", "step", "report", "readings", "effects", "plan", "checkpoint")),
     "checks": ("Alarms and checks", ("alarm", "discovery", "sae_fit", "gain_check")),
-    "teaches": ("Who teaches what", ("attribution", "attribution_rules", "similarity")),
+    "teaches": ("Who teaches what", ("attribution", "attribution_said", "attribution_rules", "similarity")),
     "meters": ("Meters", ("meters",)),
     "recorders": ("Recorders", ("recorders",)),
     "sites": ("Sites", ("sites",)),

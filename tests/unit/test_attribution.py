@@ -199,3 +199,17 @@ def test_a_hook_point_that_the_model_has_not_is_named():
     bank = ConceptBank.from_directions({"pirate": torch.ones(WIDTH)}, hook="blocks.7.hook_resid_post")
     with pytest.raises(ValueError, match=r"blocks\.7\.hook_resid_post' is at layer 7 but"):
         next(attribution.attribute(llama(), bank, [batch_of(rows())]))
+
+
+def test_between_two_examples_the_model_can_be_trained():
+    model, batch = llama(), batch_of(rows())
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    found = attribute(model, two_concepts(), [batch, batch])
+    next(found)
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == trained
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_one_null_group_has_no_spread_and_is_refused():
+    with pytest.raises(ValueError, match="expected 2 groups or more, found 1"):
+        next(attribute(llama(), two_concepts(), [batch_of(rows())], groups=1))

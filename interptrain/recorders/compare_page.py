@@ -95,8 +95,10 @@ def difference(score: Score) -> str:
     Example:
         >>> difference(Score("gate", "skill", [0.5], [0.7], 0.2, None))
         '+0.20'
+        >>> difference(Score("gate", "skill", [0.501], [0.5], -0.001, None))
+        '+0.00'
     """
-    return f"{score.difference:+.2f}" + ("" if score.spread is None else f" ± {score.spread:.2f}")
+    return f"{round(score.difference, 2) + 0.0:+.2f}" + ("" if score.spread is None else f" ± {score.spread:.2f}")
 
 
 def draw_both(axes: Axes, pair: Pair, concept: str, quantity: str) -> None:

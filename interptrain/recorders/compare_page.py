@@ -114,7 +114,7 @@ def draw_both(axes: Axes, pair: Pair, concept: str, quantity: str) -> None:
         axes.plot(steps, null, color=stroke.colour, linewidth=0.7, alpha=0.7)
         axes.plot(line.steps, line.value, **stroke.line)
         curves.draw_alarms(axes, arm, concept, line, stroke)
-    if quantity == "demand":
+    if quantity in curves.SHARES:
         axes.set_ylim(bottom=0)
 
 

@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from interptrain.recorders.document import Arm, Curves, Report, Rung
 
 POINTS = 40  # of a drawn curve; each is the mean over its stretch of steps
+SHARES = ("demand", "gradient", "write")  # energy shares, which nothing makes negative but the null's band
 Draw: TypeAlias = "Callable[[Axes], None]"
 
 
@@ -117,6 +118,8 @@ def draw_quantity(axes: Axes, report: Report, concept: str, quantity: str) -> No
     if quantity == "achieved":  # a gain: rounding about 0 is not to fill the panel
         low, high = axes.get_ylim()
         axes.set_ylim(min(low, -0.05), max(high, 1.05))
+    elif quantity in SHARES:
+        axes.set_ylim(bottom=0)
 
 
 def has_quantity(report: Report, concept: str, quantity: str) -> bool:

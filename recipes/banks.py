@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from interptrain.concepts import ConceptBank, Readout, load_sae_readout
 from interptrain.concepts.activation import latents_of
@@ -126,10 +126,15 @@ def probe_sets(sought: Sought, voice: Voice, own: Sequence[Example], held: Seque
     return {name: voice.batches(texts[:PROBES]) for name, texts in sets.items()}
 
 
+def default_hook(model: nn.Module) -> str:
+    """Where directions are read if nobody says: two thirds up the stack."""
+    return f"blocks.{max(0, round(DEPTH * blocks_of(model)) - 1)}.hook_resid_post"
+
+
 def _from_means(
     sought: Sought, voice: Voice, contrasts: Mapping[str, tuple[Sequence[Example], Sequence[Example]]]
 ) -> ConceptBank:
-    hook = sought.hook or f"blocks.{max(0, round(DEPTH * blocks_of(voice.model)) - 1)}.hook_resid_post"
+    hook = sought.hook or default_hook(voice.model)
     directions = {name: _direction(name, *_both(voice, hook, sides)) for name, sides in contrasts.items()}
     return ConceptBank.from_directions(directions, hook=hook, source={"kind": "difference of means"})
 

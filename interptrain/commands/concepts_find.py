@@ -22,7 +22,6 @@ from interptrain.commands.concepts_reading import (
     Precision,
     check_hook,
     check_new_folder,
-    default_hook,
     open_sae,
     open_tokenizer,
     open_voice,
@@ -45,6 +44,7 @@ from interptrain.concepts.marker_words import Marker, marker_words, show_rate
 from interptrain.concepts.saelens import from_saelens
 from interptrain.concepts.steer_generation import PLACES, Place
 from interptrain.concepts.trials import Answers
+from interptrain.recipes.banks import default_hook
 from interptrain.recipes.examples import Columns, Example, read_examples
 from interptrain.recipes.provenance import as_json, versions
 from interptrain.recipes.settings import add_options, configured, option
@@ -170,7 +170,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
     shown, other, shown_held, other_held = (usable(voice, each) for each in (shown, other, shown_held, other_held))
     _check_enough(config, (shown, other, shown_held, other_held), f" within max_length ({config.max_length})")
     opened = open_sae(config.sae, config.sae_id, voice) if config.sae else None
-    hook = opened.hook if opened else config.hook or default_hook(voice)
+    hook = opened.hook if opened else config.hook or default_hook(voice.model)
     check_hook(hook, voice)
     prompts = (asked or voice.questions(other_held))[: config.asked]
     return Prepared(config, voice, hook, opened, (shown, other), (shown_held, other_held), prompts)

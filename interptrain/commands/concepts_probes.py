@@ -26,7 +26,6 @@ from interptrain._version import __version__
 from interptrain.commands.concepts_reading import (
     Precision,
     check_new_folder,
-    default_hook,
     is_read,
     open_tokenizer,
     open_voice,
@@ -47,7 +46,7 @@ from interptrain.concepts.probes import (
 )
 from interptrain.concepts.text_probe import TextProbe, probe_auc
 from interptrain.meters.tokens import IGNORED_LABEL
-from interptrain.recipes.banks import load_sae
+from interptrain.recipes.banks import default_hook, load_sae
 from interptrain.recipes.examples import Columns, Example, encode, read_examples
 from interptrain.recipes.loading import TINY_WORLD, free_host_memory
 from interptrain.recipes.provenance import as_json
@@ -155,7 +154,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
     )
     sets = {name: [each for each in texts if is_read(voice, each)] for name, texts in sets.items()}
     _check_enough(files, sets, f" of which a token is read within max_length ({config.max_length})")
-    hook = config.hook or default_hook(voice)
+    hook = config.hook or default_hook(voice.model)
     if config.sae is None:
         _check_hook(voice, hook)
         return Prepared(config, sets, voice, hook)

@@ -16,9 +16,9 @@ from interptrain.concepts.activation import TOKENS, latents_of
 from interptrain.concepts.candidates import TextSet
 from interptrain.concepts.contrast import collect
 from interptrain.meters.tokens import bos_token, first_labels, leading_bos, loss_positions
-from interptrain.recipes.banks import DEPTH, load_sae
+from interptrain.recipes.banks import load_sae
 from interptrain.recipes.examples import Example, encode
-from interptrain.recipes.loading import ModelChoice, blocks_of, device, in_bf16, load_model, load_tokenizer
+from interptrain.recipes.loading import ModelChoice, device, in_bf16, load_model, load_tokenizer
 from interptrain.recipes.provenance import data_file
 from interptrain.recipes.voice import Voice
 from interptrain.sites.hooks import HookPoint
@@ -37,11 +37,6 @@ def open_voice(model: str, tokenizer: Any, *, max_length: int, precision: Precis
     loaded = load_model(ModelChoice(model, tuning="full")).eval()
     kept = loaded.to(torch.bfloat16) if in_bf16(precision) else loaded
     return Voice(kept.to(device()), tokenizer, max_length, at_once)
-
-
-def default_hook(voice: Voice) -> str:
-    """Where directions are read if nobody says: two thirds up the stack."""
-    return f"blocks.{max(0, round(DEPTH * blocks_of(voice.model)) - 1)}.hook_resid_post"
 
 
 def check_hook(hook: str, voice: Voice) -> None:
